@@ -1,0 +1,342 @@
+// Ringward is local login for small internal tools: one process, one file.
+//
+//	SECRET_KEY=$(openssl rand -hex 32) go run .
+//
+// Users and sessions are kept in an embedded bbolt database, sessions travel
+// in a signed cookie, and requireLogin stands around what is precious.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends us at once
+	signal.Ignore(syscall.SIGPIPE)
+	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "ringward:", err)
+	}
+	os.Exit(exitCode(err))
+}
+
+// errUsage is a wrong command line or configuration.
+type errUsage struct{ error }
+
+func usagef(format string, args ...any) error { return errUsage{fmt.Errorf(format, args...)} }
+
+func exitCode(err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &errUsage{}):
+		return 2
+	}
+	return 1
+}
+
+// run is the program. It serves until ctx is done, or runs one command.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	c, words, err := parseConfig(args)
+	if err != nil {
+		return err
+	}
+	if len(words) > 0 {
+		return runCommand(ctx, c, words, stdin, stdout, stderr)
+	}
+	keys, err := signingKeys()
+	if err != nil {
+		return err
+	}
+	lines := newLineWriter()
+	written := make(chan struct{})
+	go func() { lines.run(stderr); close(written) }()
+	err = serve(ctx, c, keys, lines)
+	close(lines.lines)
+	select {
+	case <-written:
+	case <-time.After(time.Second): // nobody reads our stderr
+	}
+	return err
+}
+
+// fullStore is all that the server needs of its store.
+type fullStore interface {
+	adminStore
+	ringStore
+}
+
+var (
+	// openPostgres is set by the build tag postgres.
+	openPostgres func(url string) (fullStore, error)
+	// migrateTo, set likewise, copies all that a bbolt store holds into an
+	// empty PostgreSQL database and says what it copied.
+	migrateTo func(from *boltStore, url string) (report string, err error)
+)
+
+func isPostgres(db string) bool {
+	return strings.HasPrefix(db, "postgres://") || strings.HasPrefix(db, "postgresql://")
+}
+
+func openFullStore(db string) (fullStore, error) {
+	if isPostgres(db) {
+		return openPostgres(db) // parseConfig has seen that there is one
+	}
+	return openStore(db)
+}
+
+const (
+	drain      = 10 * time.Second // for requests that run when we are told to stop
+	sweepEvery = time.Minute
+)
+
+// serve listens, and undoes what it began in the order opposite to that in
+// which it began it, also when it fails half-way.
+func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err error) {
+	log := newLogger(stderr, c.log == "json")
+	say := func(format string, args ...any) { // what an operator waits for
+		if c.log == "json" {
+			log.Info(fmt.Sprintf(format, args...))
+		} else {
+			fmt.Fprintf(stderr, format+"\n", args...)
+		}
+	}
+	store, err := openFullStore(c.db)
+	if err != nil {
+		return err
+	}
+	defer store.close()
+
+	auth, err := newAuth(store, keys...)
+	if err != nil {
+		return err
+	}
+	throttle := newThrottle(runtime.GOMAXPROCS(0) / 2)
+	auth.Cost, auth.MinLength, auth.Log = c.bcryptCost, c.passwordMin, log
+	auth.LoginPage = "/auth/login"
+	auth.throttle, auth.slot = throttle.begin, throttle.slot
+	auth.weak, auth.seen = weakPassword, seenUser
+	auth.sessions.Idle, auth.sessions.Max = c.sessionIdle, c.sessionMax
+	auth.sessions.Secure, auth.sessions.Domain = c.secure(), c.cookieDomain
+	if c.public != nil {
+		if err := auth.crossOrigin.AddTrustedOrigin(c.public.String()); err != nil {
+			return err
+		}
+	}
+	gateway := &Gateway{auth: auth, trusted: c.trusted, public: c.public, domain: c.cookieDomain, upstream: c.upstream}
+	auth.addr = gateway.clientAddr
+	if err := store.seedRings(); err != nil {
+		return err
+	}
+
+	listener, err := net.Listen("tcp", c.addr)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	if c.certificate != nil {
+		listener = tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{*c.certificate},
+			MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
+	}
+	base := c.base(listener.Addr().String())
+	admin := &Admin{Auth: auth, store: store, base: base, clear: throttle.clear}
+
+	protect := &Protect{next: routes(auth, store, gateway), log: log, addr: gateway.clientAddr, domain: c.cookieDomain}
+	if c.public != nil {
+		protect.public, protect.hsts = c.public.Hostname(), c.public.Scheme == "https"
+	}
+	server := newServer(protect, log)
+
+	ended := make(chan error, 2)
+	if !isPostgres(c.db) { // other servers may run on that one: commands open it themselves
+		socket, err := listenSocket(c.db)
+		if errors.Is(err, errSocketPath) {
+			say("warning: commands will not reach this server: %v", err)
+		} else if err != nil {
+			return err
+		} else {
+			control := newServer(admin.handler(), log)
+			control.ReadTimeout, control.WriteTimeout = 0, 0 // a backup, an import
+			defer os.Remove(socketPath(c.db))
+			defer control.Close()
+			go func() { ended <- control.Serve(socket) }()
+		}
+	}
+	sweeping, stopSweeping := context.WithCancel(ctx)
+	swept := make(chan struct{})
+	go func() { defer close(swept); keepSwept(sweeping, store, log) }()
+	defer func() { stopSweeping(); <-swept }()
+
+	say("listening on %s://%s", c.scheme(), listener.Addr())
+	if warning := c.exposed(listener.Addr()); warning != "" {
+		say("warning: %s", warning)
+	}
+	if err := inviteFirst(admin, say); err != nil {
+		return err
+	}
+	log.Info("start", "version", version(), "addr", listener.Addr().String())
+	go func() { ended <- server.Serve(listener) }()
+
+	select {
+	case err = <-ended:
+		server.Close()
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("stop")
+	patience, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	if server.Shutdown(patience) != nil {
+		server.Close()
+	}
+	return nil
+}
+
+// routes is every path that we answer.
+func routes(auth *Auth, store fullStore, gateway *Gateway) http.Handler {
+	account := newAccount(auth, store)
+	rings := &Rings{auth, store}
+	login := func(h http.HandlerFunc) http.Handler { return auth.requireLogin(h) }
+	session := func(h http.HandlerFunc) http.Handler { return auth.requireSession(h) }
+	mux := newJSONMux()
+
+	mux.HandleFunc("POST /auth/session", auth.handleLogin)
+	mux.HandleFunc("GET /auth/session", auth.handleWhoAmI)
+	mux.HandleFunc("DELETE /auth/session", auth.handleLogout)
+	mux.Handle("PUT /auth/password", session(auth.handlePassword))
+	mux.Handle("GET /auth/sessions", session(account.handleSessions))
+	mux.Handle("DELETE /auth/sessions", session(account.handleEndSessions))
+	mux.Handle("DELETE /auth/sessions/{id}", session(account.handleEndSession))
+	mux.Handle("GET /auth/tokens", session(account.handleTokens))
+	mux.Handle("POST /auth/tokens", session(account.handleAddToken))
+	mux.Handle("DELETE /auth/tokens/{id}", session(account.handleRemoveToken))
+	mux.HandleFunc("GET /auth/invites/{token}", account.handleInvite)
+	mux.HandleFunc("POST /auth/invites/{token}", account.handleAcceptInvite)
+	mux.HandleFunc("GET /auth/verify", gateway.handleVerify)
+	mux.HandleFunc("GET /auth/continue", gateway.handleContinue)
+	mux.HandleFunc("GET /healthz", auth.handleHealth)
+
+	mux.Handle("GET /auth/login", page("login.html"))
+	mux.Handle("GET /auth/invite", page("invite.html"))
+	mux.Handle("GET /auth/account", auth.requireLogin(page("account.html")))
+	mux.Handle("GET /auth/style.css", page("style.css"))
+	mux.Handle("GET /auth/script.js", page("script.js"))
+	mux.Handle("GET /auth/icon.svg", page("icon.svg"))
+
+	if gateway.upstream != nil {
+		tool := auth.requireLogin(gateway.proxy())
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			// As it is spelled: what a ServeMux would tidy up is for the tool to judge.
+			if path := r.URL.EscapedPath(); strings.HasPrefix(path, "/auth/") || path == "/healthz" {
+				mux.ServeHTTP(w, r)
+			} else {
+				tool.ServeHTTP(w, r)
+			}
+		})
+	}
+	mux.Handle("GET /{$}", auth.requireLogin(page("rings.html")))
+	mux.Handle("GET /ringsofpower", login(rings.handleList))
+	mux.Handle("POST /ringsofpower", login(rings.handleAdd))
+	mux.Handle("GET /ringsofpower/{id}", login(rings.handleGet))
+	mux.Handle("PUT /ringsofpower/{id}", login(rings.handleSet))
+	mux.Handle("DELETE /ringsofpower/{id}", login(rings.handleRemove))
+	return mux
+}
+
+// newServer has a limit for all that a client could drag out. What streams
+// lifts those for body and answer.
+func newServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:                      h,
+		ReadHeaderTimeout:            5 * time.Second,
+		ReadTimeout:                  15 * time.Second,
+		WriteTimeout:                 30 * time.Second, // longer than maxWaiting
+		IdleTimeout:                  60 * time.Second,
+		MaxHeaderBytes:               12 << 10, // net/http adds 4 KiB
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+}
+
+// keepSwept also says it when the database file is gone.
+func keepSwept(ctx context.Context, store Store, log *slog.Logger) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if n, err := store.sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			log.Error("sweep failed", "error", err)
+		} else if n > 0 {
+			log.Info("swept", "records", n)
+		}
+		if err := store.ping(); err != nil {
+			log.Error("store failed", "error", err)
+		}
+	}
+}
+
+// inviteFirst prints the link with which the first user is made.
+func inviteFirst(admin *Admin, say func(string, ...any)) error {
+	i, err := admin.invite(User{})
+	if errors.Is(err, fs.ErrNotExist) { // there are users
+		return nil
+	} else if err != nil {
+		return err
+	}
+	say("there are no users yet: who opens this link first chooses the first username and password (once, within 24 hours)")
+	say("%s", i.link(""))
+	return nil
+}
+
+// signingKeys reads SECRET_KEY, or the file that SECRET_KEY_FILE names.
+func signingKeys() ([]string, error) {
+	const hint = "make a good one with: export SECRET_KEY=$(openssl rand -hex 32)"
+	text, file := os.Getenv("SECRET_KEY"), os.Getenv("SECRET_KEY_FILE")
+	switch {
+	case text != "" && file != "":
+		return nil, usagef("SECRET_KEY and SECRET_KEY_FILE are both set, one is needed")
+	case file != "":
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, usagef("SECRET_KEY_FILE: %w", err)
+		}
+		text = trimNewline(string(b))
+	}
+	if text == "" {
+		return nil, usagef("SECRET_KEY is not set; %s", hint)
+	}
+	keys := strings.Split(text, ",")
+	for i, key := range keys {
+		if len(key) < minKey {
+			return nil, usagef("key %d of %d in SECRET_KEY has %d bytes, at least %d are needed; %s", i+1, len(keys), len(key), minKey, hint)
+		}
+		if strings.TrimSpace(key) != key {
+			return nil, usagef("key %d of %d in SECRET_KEY begins or ends with white space, which would be part of it", i+1, len(keys))
+		}
+	}
+	return keys, nil
+}
+
+// trimNewline drops one newline at the end.
+func trimNewline(s string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(s, "\n"), "\r")
+}

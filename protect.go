@@ -1,0 +1,212 @@
+// protect.go: what stands around every request, whoever answers it: which
+// hosts we are, security headers, a log line, and what happens on a panic.
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"runtime/debug"
+	"strings"
+	"time"
+)
+
+// Protect wraps the program's handler.
+type Protect struct {
+	next   http.Handler
+	log    *slog.Logger
+	addr   func(*http.Request) string
+	public string // host of -public-url, "" without
+	domain string // -cookie-domain, "" without
+	hsts   bool   // browsers reach us by https under the public name
+}
+
+// requestInfo is what is known of a request besides the request.
+type requestInfo struct {
+	id   string // also in the answer to a request that failed, for the operator to find
+	user string // "" until somebody is logged in
+}
+
+type infoKey struct{}
+
+func infoOf(ctx context.Context) *requestInfo {
+	info, _ := ctx.Value(infoKey{}).(*requestInfo)
+	return info
+}
+
+// seenUser is Auth.seen.
+func seenUser(r *http.Request, name string) {
+	if info := infoOf(r.Context()); info != nil {
+		info.user = name
+	}
+}
+
+// ownHeaders are on every answer of our own; a tool behind us sets its own.
+var ownHeaders = map[string][]string{
+	"Cache-Control": {"no-store"},
+	"Content-Security-Policy": {"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+		"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"},
+	"Cross-Origin-Opener-Policy":   {"same-origin"},
+	"Cross-Origin-Resource-Policy": {"same-origin"},
+	"Referrer-Policy":              {"same-origin"},
+	"X-Content-Type-Options":       {"nosniff"},
+}
+
+func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	info := &requestInfo{id: rand.Text()[:16]}
+	r = r.WithContext(context.WithValue(r.Context(), infoKey{}, info))
+	answer := &answerWriter{ResponseWriter: w}
+	p.setHeaders(w.Header())
+	defer func() {
+		failure := recover()
+		if failure != nil && failure != http.ErrAbortHandler {
+			p.log.ErrorContext(r.Context(), "panic", "error", cut(fmt.Sprint(failure), 500), "stack", string(debug.Stack()))
+			if answer.status == 0 {
+				clear(w.Header()) // of what was to be answered
+				p.setHeaders(w.Header())
+				writeError(answer, http.StatusInternalServerError, "Internal error", "request "+info.id)
+				failure = nil
+			}
+		}
+		if failure == nil {
+			answer.begun(http.StatusOK) // as net/http does for a handler that answered nothing
+		}
+		p.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
+			slog.String("method", cut(r.Method, 16)), slog.String("path", shownPath(r.URL.Path)),
+			slog.Int("status", answer.status), slog.Duration("duration", time.Since(start)),
+			slog.String("user", info.user), slog.String("addr", p.addr(r)))
+		if failure != nil {
+			panic(http.ErrAbortHandler) // half an answer must not look like a whole one
+		}
+	}()
+	switch {
+	case !p.names(r.Host):
+		writeError(answer, http.StatusMisdirectedRequest, "This server does not go by that name",
+			"if it should, start it with -public-url and the address that browsers use")
+	case !strings.HasPrefix(r.URL.Path, "/"): // OPTIONS * and CONNECT; a ServeMux would answer in its own words
+		writeError(answer, http.StatusNotFound, "Not found")
+	default:
+		p.next.ServeHTTP(answer, r)
+	}
+}
+
+func (p *Protect) setHeaders(h http.Header) {
+	maps.Copy(h, ownHeaders)
+	if p.hsts {
+		h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains") // a year, as ASVS 3.4.1 asks
+	}
+}
+
+// names says whether a Host header means us. A page of another site may have
+// had its name resolve to our address, and is then no stranger to the browser.
+func (p *Protect) names(hostport string) bool {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	} else {
+		host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	if _, err := netip.ParseAddr(host); err == nil {
+		return true
+	}
+	return host != "" && (host == "localhost" || strings.HasSuffix(host, ".localhost") ||
+		host == p.public || p.domain != "" && under(host, p.domain))
+}
+
+// under says whether host is domain or a name below it. Both are in small letters.
+func under(host, domain string) bool {
+	return host == domain || strings.HasSuffix(host, "."+domain)
+}
+
+// secretInPath is an invite, also where somebody spelled its path wrong, or an
+// API token, and what follows it.
+var secretInPath = regexp.MustCompile(`(?is)(/invites?/|rw_).+`)
+
+// shownPath is the path for the log: cut, without secrets, and escaped again,
+// because JSON lets through what is an end of line or a command to a terminal.
+func shownPath(path string) string {
+	shown := url.URL{Path: secretInPath.ReplaceAllString(cut(path, 200), "${1}...")}
+	return shown.EscapedPath()
+}
+
+// cut keeps what strangers send from filling the log.
+func cut(s string, n int) string {
+	if len(s) > n {
+		return s[:n] + "..."
+	}
+	return s
+}
+
+// answerWriter remembers the status. It can do what net/http's own can, also
+// for handlers that ask without http.ResponseController.
+type answerWriter struct {
+	http.ResponseWriter
+	status int // 0: nothing was answered yet
+}
+
+func (w *answerWriter) begun(status int) {
+	if w.status == 0 {
+		w.status = status
+	}
+}
+
+func (w *answerWriter) WriteHeader(status int) {
+	if status >= 200 || status == http.StatusSwitchingProtocols {
+		w.begun(status)
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *answerWriter) Write(b []byte) (int, error) {
+	w.begun(http.StatusOK)
+	return w.ResponseWriter.Write(b)
+}
+
+func (w *answerWriter) Flush() { w.FlushError() }
+
+func (w *answerWriter) FlushError() error {
+	w.begun(http.StatusOK)
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+func (w *answerWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil {
+		w.begun(http.StatusSwitchingProtocols)
+	}
+	return conn, rw, err
+}
+
+func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// jsonMux is a ServeMux whose 404 and 405 are in the envelope.
+type jsonMux struct{ *http.ServeMux }
+
+func newJSONMux() jsonMux {
+	mux := jsonMux{http.NewServeMux()}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		var allowed []string
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} {
+			if _, pattern := mux.Handler(&http.Request{Method: method, Host: r.Host, URL: r.URL}); pattern != "/" {
+				allowed = append(allowed, method)
+			}
+		}
+		if allowed == nil {
+			writeError(w, http.StatusNotFound, "Not found")
+			return
+		}
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		writeError(w, http.StatusMethodNotAllowed, "Method not allowed")
+	})
+	return mux
+}
