@@ -231,7 +231,7 @@ func routes(auth *Auth, store fullStore, gateway *Gateway) http.Handler {
 	mux.HandleFunc("GET /auth/continue", gateway.handleContinue)
 	mux.HandleFunc("GET /healthz", auth.handleHealth)
 
-	mux.Handle("GET /auth/login", page("login.html"))
+	mux.Handle("GET /auth/login", gateway.unlessLoggedIn(page("login.html")))
 	mux.Handle("GET /auth/invite", page("invite.html"))
 	mux.Handle("GET /auth/account", auth.requireLogin(page("account.html")))
 	mux.Handle("GET /auth/style.css", page("style.css"))

@@ -271,7 +271,6 @@ const pages = {
 			await api('POST', '/auth/session', fields)
 			return goOn()
 		})
-		api('GET', '/auth/session').then(goOn, () => {})
 	},
 
 	async invite() {
