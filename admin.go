@@ -40,12 +40,9 @@ type adminStore interface {
 	findSession(handle string, now time.Time) (Session, error)
 	// backup writes a consistent copy to a new file and answers it, read from
 	// the start; the file has no name any more or goes with close. It is
-	// errNoBackup where the database has its own tools.
+	// an error where the database has its own tools.
 	backup() (*os.File, error)
 }
-
-// errNoBackup says what to use instead.
-var errNoBackup = errors.New("a PostgreSQL database is backed up with pg_dump")
 
 func (b *boltStore) users() (all []User, err error) {
 	err = b.view(func(tx *bolt.Tx) error {
@@ -106,14 +103,16 @@ func (b *boltStore) findSession(handle string, now time.Time) (s Session, err er
 // backup copies into a file first: a slow reader would hold the transaction
 // open, and with it every page that is freed meanwhile.
 func (b *boltStore) backup() (*os.File, error) {
-	f, err := os.CreateTemp(filepath.Dir(b.db.Path()), filepath.Base(b.db.Path())+".backup-*")
+	f, err := os.CreateTemp(filepath.Dir(b.path), filepath.Base(b.path)+".backup-*")
 	if err != nil {
 		return nil, err
 	}
 	os.Remove(f.Name()) // a killed process leaves nothing behind
 	err = b.view(func(tx *bolt.Tx) error {
-		_, err := tx.WriteTo(f)
-		return err
+		if _, err := tx.WriteTo(f); err != nil {
+			return err
+		}
+		return f.Truncate(tx.Size() + int64(b.db.Info().PageSize)) // with the reserve that bbolt keeps, see inspect
 	})
 	if err == nil {
 		_, err = f.Seek(0, io.SeekStart)

@@ -238,7 +238,8 @@ func (a *Auth) handleLogin(w http.ResponseWriter, r *http.Request) {
 	if !a.sameSite(w, r) || !readJSON(w, r, &in) {
 		return
 	}
-	u, ok := a.verify(w, r, in.Username, in.Password, http.StatusUnauthorized, "Username or password is wrong")
+	const wrongLogin = "Username or password is wrong"
+	u, ok := a.verify(w, r, in.Username, in.Password, http.StatusUnauthorized, wrongLogin)
 	if !ok {
 		return
 	}
@@ -251,8 +252,15 @@ func (a *Auth) handleLogin(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
 	old, _ := a.sessions.find(r, now)
 	s, id := a.sessions.next(u.Name, a.clientAddr(r), r.UserAgent(), now)
-	if err := a.store.login(u, s, old.Session.Key, upgraded); errors.Is(err, fs.ErrNotExist) {
-		writeError(w, http.StatusUnauthorized, "Username or password is wrong")
+	err := a.store.login(u, s, old.Session.Key, upgraded)
+	if errors.Is(err, fs.ErrNotExist) { // the hash is another now, of the same password if a login rewrote it
+		if u, ok = a.verify(w, r, in.Username, in.Password, http.StatusUnauthorized, wrongLogin); !ok {
+			return
+		}
+		err = a.store.login(u, s, old.Session.Key, "")
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		writeError(w, http.StatusUnauthorized, wrongLogin)
 		return
 	} else if err != nil {
 		a.unavailable(w, r, err)

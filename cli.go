@@ -365,7 +365,13 @@ func (c *cli) backup(args []string) error {
 
 // The way to the operator's API.
 
-func socketPath(db string) string { return db + ".sock" }
+// socketPath is one for one database, whatever links lead to it.
+func socketPath(db string) string {
+	if target, err := filepath.EvalSymlinks(db); err == nil {
+		db = target
+	}
+	return db + ".sock"
+}
 
 var errSocketPath = errors.New("the path is too long for a Unix socket: keep the database under a shorter one, or start in its folder")
 
@@ -375,11 +381,15 @@ func listenSocket(db string) (net.Listener, error) {
 	path := socketPath(db)
 	// Made where nobody else may enter, because its mode is set when it is
 	// there. This path is as long as the other: both fit or neither.
-	folder := db + ".so"
+	folder := strings.TrimSuffix(path, "ck")
 	temp := folder + "/k"
 	os.Remove(temp)
 	os.Remove(folder)
-	if err := errors.Join(os.Mkdir(folder, 0o700), os.Chmod(folder, 0o700)); err != nil {
+	err := os.Mkdir(folder, 0o700)
+	if err == nil {
+		err = os.Chmod(folder, 0o700) // whatever the umask took away
+	}
+	if err != nil {
 		return nil, err
 	}
 	defer os.Remove(folder)
@@ -395,11 +405,38 @@ func listenSocket(db string) (net.Listener, error) {
 		os.Remove(temp)
 		return nil, err
 	}
-	return listener, nil
+	return greeter{listener}, nil
+}
+
+// greeter sends a byte to whoever is accepted. A command that has read it is
+// answered even by a server that stops just then; one that waits for it in the
+// queue of a listener that closes has asked for nothing yet, and tries again.
+type greeter struct{ net.Listener }
+
+func (l greeter) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil {
+		conn.Write([]byte{'!'})
+	}
+	return conn, err
+}
+
+func greeted(path string, deadline time.Time) (net.Conn, error) {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	conn.SetReadDeadline(deadline)
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	conn.SetReadDeadline(time.Time{})
+	return conn, nil
 }
 
 // patience is how long a command waits for another command to let go of the
-// file, or for a server that starts.
+// file, or for a server that starts, stops or hangs.
 const patience = 5 * time.Second
 
 // connect answers a connection to the operator's API, and what ends it.
@@ -409,7 +446,7 @@ func (c *cli) connect() (net.Conn, func(), error) {
 	}
 	path := socketPath(c.db)
 	for deadline := time.Now().Add(patience); ; {
-		conn, away := net.Dial("unix", path)
+		conn, away := greeted(path, deadline)
 		if away == nil {
 			return conn, func() { conn.Close() }, nil
 		}

@@ -162,16 +162,18 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	}
 	server := newServer(protect, log)
 
+	servers := []*http.Server{server}
 	ended := make(chan error, 2)
 	if !isPostgres(c.db) { // other servers may run on that one: commands open it themselves
 		socket, err := listenSocket(c.db)
-		if errors.Is(err, errSocketPath) {
+		if errors.Is(err, errSocketPath) || errors.Is(err, syscall.ENOSPC) { // what can be read is still worth serving
 			say("warning: commands will not reach this server: %v", err)
 		} else if err != nil {
 			return err
 		} else {
 			control := newServer(admin.handler(), log)
 			control.ReadTimeout, control.WriteTimeout = 0, 0 // a backup, an import
+			servers = append(servers, control)
 			defer os.Remove(socketPath(c.db))
 			defer control.Close()
 			go func() { ended <- control.Serve(socket) }()
@@ -199,10 +201,12 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	case <-ctx.Done():
 	}
 	log.Info("stop")
-	patience, cancel := context.WithTimeout(context.Background(), drain)
-	defer cancel()
-	if server.Shutdown(patience) != nil {
-		server.Close()
+	for i, server := range servers { // the operator's comes last: commands are answered as long as requests run
+		last, cancel := context.WithTimeout(context.Background(), drain-time.Duration(i)*8*time.Second)
+		if server.Shutdown(last) != nil {
+			server.Close()
+		}
+		cancel()
 	}
 	return nil
 }
@@ -338,5 +342,8 @@ func signingKeys() ([]string, error) {
 
 // trimNewline drops one newline at the end.
 func trimNewline(s string) string {
-	return strings.TrimSuffix(strings.TrimSuffix(s, "\n"), "\r")
+	if line, ok := strings.CutSuffix(s, "\n"); ok {
+		return strings.TrimSuffix(line, "\r")
+	}
+	return s
 }

@@ -58,6 +58,7 @@ var ownHeaders = map[string][]string{
 	"Cross-Origin-Resource-Policy": {"same-origin"},
 	"Referrer-Policy":              {"same-origin"},
 	"X-Content-Type-Options":       {"nosniff"},
+	"X-Frame-Options":              {"DENY"}, // frame-ancestors for browsers older than that
 }
 
 func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -135,7 +136,10 @@ var secretInPath = regexp.MustCompile(`(?is)(/invites?/|rw_).+`)
 // shownPath is the path for the log: cut, without secrets, and escaped again,
 // because JSON lets through what is an end of line or a command to a terminal.
 func shownPath(path string) string {
-	shown := url.URL{Path: secretInPath.ReplaceAllString(cut(path, 200), "${1}...")}
+	shown := url.URL{Path: cut(path, 200)}
+	if low := strings.ToLower(path); strings.Contains(low, "invite") || strings.Contains(low, "rw_") { // else it cannot match
+		shown.Path = secretInPath.ReplaceAllString(shown.Path, "${1}...")
+	}
 	return shown.EscapedPath()
 }
 

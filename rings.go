@@ -69,6 +69,9 @@ func (b *boltStore) seedRings() error {
 		return err
 	}
 	return b.update(func(tx *bolt.Tx) error {
+		if tx.Bucket(bucketRings) != nil { // somebody was quicker
+			return nil
+		}
 		bucket, err := tx.CreateBucket(bucketRings)
 		for i, ring := range twentyRings {
 			if ring.ID = i + 1; err == nil {

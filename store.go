@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -128,8 +129,11 @@ type Store interface {
 //
 // Times in keys are big-endian nanoseconds since 1970.
 type boltStore struct {
-	db   *bolt.DB
-	file os.FileInfo // of the file as it was opened
+	db     *bolt.DB
+	path   string
+	file   os.FileInfo // of the file as it was opened
+	broken atomic.Bool // bbolt cannot go on with the file, see errChanged
+	next   uint64      // id of the next write transaction, 0: any; guarded by committing
 
 	seen atomic.Pointer[reads] // what was read since the last write
 
@@ -169,6 +173,7 @@ var buckets = [][]byte{bucketUsers, bucketOwned, bucketExpiry,
 var (
 	errInUse   = errors.New("is held by another process")
 	errDamaged = errors.New("the database is damaged: restore a backup")
+	errChanged = errors.New("the database file was changed while it was open: start again, if need be with a backup")
 )
 
 // openStore opens the bbolt file at path. It makes the file only when there is
@@ -193,7 +198,7 @@ func openStore(path string) (*boltStore, error) {
 			return nil, fmt.Errorf("cannot keep others from reading the database: %w", err)
 		}
 	}
-	b := &boltStore{db: db, file: file}
+	b := &boltStore{db: db, path: path, file: file}
 	b.seen.Store(new(reads))
 	return b, nil
 }
@@ -206,12 +211,14 @@ func createStore(path string) error {
 		return err
 	}
 	defer os.Remove(temp.Name())
-	temp.Close()
+	if err := errors.Join(temp.Chmod(0o600), temp.Close()); err != nil { // whatever the umask took away
+		return err
+	}
 	db, err := bolt.Open(temp.Name(), 0o600, &bolt.Options{Timeout: time.Second})
 	if err != nil {
 		return err
 	}
-	db.AllocSize = allocSize
+	db.AllocSize = 0 // as in openBolt
 	err = db.Update(func(tx *bolt.Tx) error {
 		b, err := tx.CreateBucket(bucketRingward)
 		if err == nil {
@@ -270,8 +277,8 @@ func inspect(path string) error {
 	defer db.Close()
 	err = guard(func() error {
 		return db.View(func(tx *bolt.Tx) error {
-			if tx.Size() > file.Size() {
-				return fmt.Errorf("%s is truncated (%d of %d bytes): restore a backup", path, file.Size(), tx.Size())
+			if whole := tx.Size() + int64(db.Info().PageSize); file.Size() < whole { // bbolt keeps a page in reserve
+				return fmt.Errorf("%s is truncated (%d of %d bytes): restore a backup", path, file.Size(), whole)
 			}
 			b := tx.Bucket(bucketRingward)
 			if b == nil {
@@ -294,23 +301,18 @@ func inspect(path string) error {
 	return err
 }
 
-// allocSize is how much the file grows by when it is full.
-const allocSize = 1 << 20
-
 // openBolt opens a file that exists. bbolt maps the file and trusts what it
 // finds, so a damaged one may fault or panic: that is an error here.
 func openBolt(path string, readOnly bool) (db *bolt.DB, file os.FileInfo, err error) {
+	var opened *os.File
 	options := bolt.Options{
 		Timeout:      time.Second, // 0 would wait for ever
 		ReadOnly:     readOnly,
 		FreelistType: bolt.FreelistMapType,
 		NoStatistics: true,
-		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
-			f, err := os.OpenFile(path, flag&^os.O_CREATE, mode)
-			if err == nil {
-				file, err = f.Stat()
-			}
-			return f, err
+		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
+			opened, err = os.OpenFile(path, flag&^os.O_CREATE, mode)
+			return opened, err
 		},
 	}
 	if !readOnly && strconv.IntSize == 64 && runtime.GOOS != "windows" {
@@ -319,13 +321,15 @@ func openBolt(path string, readOnly bool) (db *bolt.DB, file os.FileInfo, err er
 		options.InitialMmapSize = 1 << 30
 	}
 	err = guard(func() (err error) {
-		db, err = bolt.Open(path, 0o600, &options)
+		if db, err = bolt.Open(path, 0o600, &options); err == nil {
+			file, err = opened.Stat() // with the lock: who had it before may have let the file grow
+		}
 		return err
 	})
 	var system *fs.PathError
 	switch {
 	case err == nil:
-		db.AllocSize = allocSize
+		db.AllocSize = 0 // grow by what is needed, so that a file without its end is known from a whole one
 	case errors.Is(err, bolterrors.ErrTimeout):
 		err = fmt.Errorf("%s %w", path, errInUse)
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch):
@@ -347,12 +351,17 @@ func guard(fn func() error) (err error) {
 	return fn()
 }
 
-func (b *boltStore) close() error { return b.db.Close() }
+func (b *boltStore) close() error {
+	if b.broken.Load() { // bbolt would wait for its own locks
+		return errChanged
+	}
+	return b.db.Close()
+}
 
 // ping also notices a file that was removed or replaced under the running
 // process: writes to it would be answered and then lost.
 func (b *boltStore) ping() error {
-	now, err := os.Stat(b.db.Path())
+	now, err := os.Stat(b.path)
 	if err == nil && !os.SameFile(now, b.file) {
 		err = errors.New("another file has taken its place")
 	}
@@ -367,8 +376,24 @@ func (b *boltStore) ping() error {
 	})
 }
 
-func (b *boltStore) view(fn func(*bolt.Tx) error) error {
-	return guard(func() error { return b.db.View(fn) })
+func (b *boltStore) view(fn func(*bolt.Tx) error) error { return b.transact(b.db.View, fn) }
+
+// transact runs fn in a transaction that begin begins. Where not fn but bbolt
+// itself panics, it keeps its locks, and all who come after would wait for ever.
+func (b *boltStore) transact(begin func(func(*bolt.Tx) error) error, fn func(*bolt.Tx) error) error {
+	if b.broken.Load() {
+		return errChanged
+	}
+	ended := false
+	err := guard(func() error {
+		err := begin(func(tx *bolt.Tx) error { return guard(func() error { return fn(tx) }) })
+		ended = true
+		return err
+	})
+	if !ended {
+		b.broken.Store(true)
+	}
+	return err
 }
 
 // reads remembers sessions with their users. Every write of this process, the
@@ -414,21 +439,27 @@ func (b *boltStore) update(fn func(*bolt.Tx) error) error {
 	defer b.seen.Store(new(reads)) // whether or not it succeeds: a commit may fail after it can be read
 	for len(batch) > 0 {
 		failed := -1
-		err := guard(func() error {
-			return b.db.Update(func(tx *bolt.Tx) error {
-				for i, w := range batch {
-					if err := guard(func() error { return w.fn(tx) }); err != nil {
-						failed = i
-						return err
-					}
+		var id uint64
+		err := b.transact(b.db.Update, func(tx *bolt.Tx) error {
+			if id = uint64(tx.ID()); b.next != 0 && b.next != id {
+				b.broken.Store(true) // what bbolt knows of free pages is not true of this file
+				return errChanged
+			}
+			for i, w := range batch {
+				if err := guard(func() error { return w.fn(tx) }); err != nil {
+					failed = i
+					return err
 				}
-				return nil
-			})
+			}
+			return nil
 		})
 		if failed >= 0 { // its changes are rolled back; the others get another transaction
 			batch[failed].err, batch[failed].done = err, true
 			batch = append(batch[:failed:failed], batch[failed+1:]...)
 			continue
+		}
+		if b.next = id + 1; err != nil { // it may be in the file all the same
+			b.next = 0
 		}
 		for _, w := range batch {
 			w.err, w.done = err, true
@@ -543,7 +574,7 @@ func (b *boltStore) endSession(k Key) error {
 // on this disk, at least sweepLeast: each lies on pages of its own, which are
 // written anew, and a request that writes waits for that.
 const (
-	sweepTime  = 10 * time.Millisecond
+	sweepTime  = 5 * time.Millisecond
 	sweepLeast = 8
 )
 
@@ -803,13 +834,23 @@ func unseal(key, record []byte, n int) ([]string, error) {
 	return fields[1:], nil
 }
 
-// Times are kept as nanoseconds since 1970; 0 is the zero time.
+// Times are kept as nanoseconds since 1970; 0 is the zero time, and what is
+// before 1970 or after lastInstant is moved there.
+
+var lastInstant = time.Unix(0, math.MaxInt64) // in 2262
+
+func unixNano(t time.Time) int64 {
+	if t.After(lastInstant) {
+		return math.MaxInt64
+	}
+	return max(1, t.UnixNano())
+}
 
 func nanos(t time.Time) string {
 	if t.IsZero() {
 		return "0"
 	}
-	return strconv.FormatInt(t.UnixNano(), 10)
+	return strconv.FormatInt(unixNano(t), 10)
 }
 
 func instant(nanos string) time.Time {
@@ -821,5 +862,5 @@ func instant(nanos string) time.Time {
 }
 
 func appendTime(b []byte, t time.Time) []byte {
-	return binary.BigEndian.AppendUint64(b, uint64(t.UnixNano()))
+	return binary.BigEndian.AppendUint64(b, uint64(unixNano(t)))
 }

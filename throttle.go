@@ -13,6 +13,7 @@ import (
 	"hash/maphash"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -26,13 +27,17 @@ const (
 	forgiven    = 15 * time.Minute // after so long one wrong try less is counted
 	maxEntries  = 100_000
 
-	maxQueue   = 64               // who wait for a bcrypt, and who wait for the outcome of other tries
-	maxWaiting = 20 * time.Second // for a bcrypt; the server's WriteTimeout is longer
-	maxParked  = 1500 * time.Millisecond
+	maxQueue   = 64               // who wait for a bcrypt
+	maxWaiting = 20 * time.Second // and for how long; with pairParked less than the server's WriteTimeout
+
+	// A try that is too many only if those in flight are all wrong waits for
+	// their outcome. A pair's are few; the other limits are met by floods.
+	maxParked  = 64
+	pairParked = 8 * time.Second
+	parked     = 1500 * time.Millisecond
 
 	// A client that tries again as soon as it is refused would keep a CPU busy
 	// with refusals: past so many in a second each is held back for a moment.
-	// With maxParked it is answered within two seconds all the same.
 	refusals = 1000
 	maxHeld  = 400 * time.Millisecond
 )
@@ -44,8 +49,7 @@ type Throttle struct {
 	mu      sync.Mutex    // guards what follows
 	queue   int           // who wait for a slot
 	took    time.Duration // by the last bcrypt
-	parked  int           // who wait for the outcome of other tries
-	ended   chan struct{} // closed at the next outcome
+	parked  []*parkedTry  // the longest first
 	turn    time.Time     // of the last refusal
 	entries map[entryKey]*entry
 }
@@ -67,10 +71,15 @@ type limits [3]struct {
 	max int
 }
 
+// parkedTry waits for the outcome of others.
+type parkedTry struct {
+	by     limits
+	answer chan time.Duration // 0: it may go on, and is counted
+}
+
 // newThrottle lets so many bcrypts run at once.
 func newThrottle(parallel int) *Throttle {
-	return &Throttle{seed: maphash.MakeSeed(), slots: make(chan struct{}, max(1, parallel)),
-		ended: make(chan struct{}), entries: map[entryKey]*entry{}}
+	return &Throttle{seed: maphash.MakeSeed(), slots: make(chan struct{}, max(1, parallel)), entries: map[entryKey]*entry{}}
 }
 
 func (t *Throttle) limits(user, addr string) limits {
@@ -85,7 +94,7 @@ func network(addr string) string {
 	if err != nil {
 		return addr
 	}
-	ip = ip.Unmap().WithZone("")
+	ip = ip.Unmap()
 	if ip.Is4() {
 		return ip.String()
 	}
@@ -93,47 +102,48 @@ func network(addr string) string {
 	return prefix.String()
 }
 
-// begin is Auth.throttle. A try that has to wait is not counted. One that is
-// too many only if those in flight are all wrong waits for their outcome.
+// begin is Auth.throttle. A try that has to wait is not counted.
 func (t *Throttle) begin(ctx context.Context, user, addr string) (done func(outcome), no *refusal) {
-	by, patience := t.limits(user, addr), time.Now().Add(maxParked)
-	for {
-		wait, ended := t.try(by, time.Now().Before(patience) && ctx.Err() == nil)
-		if wait > 0 {
-			t.hold(ctx)
-			return nil, &refusal{http.StatusTooManyRequests, "Too many wrong passwords, try again later", wait}
-		}
-		if ended == nil {
-			return func(o outcome) { t.end(by, o) }, nil
-		}
-		pause(ctx, ended, time.Until(patience))
-		t.mu.Lock()
-		t.parked--
-		t.mu.Unlock()
+	by := t.limits(user, addr)
+	t.mu.Lock()
+	wait, patience := t.admit(by)
+	p := &parkedTry{by, make(chan time.Duration, 1)}
+	switch {
+	case patience > 0 && len(t.parked) < maxParked:
+		t.parked = append(t.parked, p)
+	case patience > 0:
+		wait, patience = firstWait, 0
 	}
+	t.mu.Unlock()
+	if patience > 0 {
+		wait = t.park(ctx, p, patience)
+	}
+	if wait > 0 {
+		t.hold(ctx)
+		return nil, &refusal{http.StatusTooManyRequests, "Too many wrong passwords, try again later", wait}
+	}
+	return func(o outcome) { t.end(by, o) }, nil
 }
 
-// try counts one more in flight, unless it has to wait, or, if that may be, to
-// wait until ended.
-func (t *Throttle) try(by limits, mayPark bool) (wait time.Duration, ended chan struct{}) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now, last := time.Now(), false
-	for _, l := range by {
-		if e := t.entries[l.key]; e != nil {
-			wait = max(wait, min(longestWait, e.until.Sub(now)))
-			e.forgive(now)
-			last = last || e.inFlight > 0 && e.wrong+e.inFlight >= l.max
+// admit counts one more try in flight; or says how long it has to wait, or how
+// long it may be parked. t.mu is held.
+func (t *Throttle) admit(by limits) (wait, patience time.Duration) {
+	now := time.Now()
+	for i, l := range by {
+		e := t.entries[l.key]
+		if e == nil {
+			continue
+		}
+		wait = max(wait, min(longestWait, e.until.Sub(now)))
+		e.forgive(now)
+		if e.inFlight > 0 && e.wrong+e.inFlight >= l.max {
+			if patience = parked; i == 0 {
+				patience = pairParked
+			}
 		}
 	}
-	switch {
-	case wait > 0:
-		return wait, nil
-	case last && mayPark && t.parked < maxQueue:
-		t.parked++
-		return 0, t.ended
-	case last:
-		return firstWait, nil
+	if wait > 0 || patience > 0 {
+		return wait, patience
 	}
 	for _, l := range by {
 		e := t.entries[l.key]
@@ -144,15 +154,45 @@ func (t *Throttle) try(by limits, mayPark bool) (wait time.Duration, ended chan 
 		}
 		e.inFlight++
 	}
-	return 0, nil
+	return 0, 0
+}
+
+// park answers what admit says of p once it is decided, or firstWait.
+func (t *Throttle) park(ctx context.Context, p *parkedTry, patience time.Duration) (wait time.Duration) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case wait = <-p.answer:
+		return wait
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i := slices.Index(t.parked, p); i >= 0 {
+		t.parked = slices.Delete(t.parked, i, i+1)
+		return firstWait
+	}
+	return <-p.answer // decided just now
+}
+
+// unpark decides on those whom the last outcome concerns. t.mu is held.
+func (t *Throttle) unpark() {
+	t.parked = slices.DeleteFunc(t.parked, func(p *parkedTry) bool {
+		wait, patience := t.admit(p.by)
+		decided := wait > 0 || patience == 0
+		if decided {
+			p.answer <- wait
+		}
+		return decided
+	})
 }
 
 func (t *Throttle) end(by limits, o outcome) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	close(t.ended)
-	t.ended = make(chan struct{})
+	defer t.unpark()
 	for i, l := range by {
 		e := t.entries[l.key]
 		if e == nil { // forgotten by clear meanwhile
@@ -170,7 +210,7 @@ func (t *Throttle) end(by limits, o outcome) {
 			}
 		}
 		if o == right && i == 0 {
-			e.wrong, e.until = 0, time.Time{}
+			e.wrong = 0
 		}
 		if e.wrong == 0 && e.inFlight == 0 {
 			delete(t.entries, l.key)
@@ -226,8 +266,14 @@ func (t *Throttle) hold(ctx context.Context) {
 	t.turn = earlier(t.turn.Add(time.Second/refusals), now.Add(maxHeld))
 	delay := t.turn.Sub(now)
 	t.mu.Unlock()
-	if delay > 0 {
-		pause(ctx, nil, delay)
+	if delay <= 0 {
+		return
+	}
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -272,16 +318,5 @@ func (t *Throttle) hashing() (done func()) {
 		t.took = time.Since(start)
 		t.mu.Unlock()
 		<-t.slots
-	}
-}
-
-// pause returns after d, or as soon as ctx is done or ended is closed.
-func pause(ctx context.Context, ended <-chan struct{}, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ended:
-	case <-ctx.Done():
 	}
 }
