@@ -341,7 +341,7 @@ func TestTwoEnds(t *testing.T) {
 		s := newTestServer(t)
 		idle, end := s.sessions.Idle, s.sessions.Max
 		unused, used := s.login(t), s.login(t)
-		time.Sleep(idle - time.Nanosecond)
+		time.Sleep(idle - time.Microsecond)
 		if got := s.status("/auth/session", unused); got != 200 {
 			t.Errorf("just before the idle end: %d", got)
 		}
@@ -358,12 +358,12 @@ func TestTwoEnds(t *testing.T) {
 				t.Fatalf("in use for %v: %d", time.Since(start), got)
 			}
 		}
-		time.Sleep(time.Hour - time.Nanosecond)
+		time.Sleep(time.Hour - time.Microsecond)
 		w := s.do("GET", "/auth/session", "", "Cookie", used)
 		if w.Code != 200 {
 			t.Errorf("just before the absolute end: %d", w.Code)
 		}
-		time.Sleep(time.Nanosecond)
+		time.Sleep(time.Microsecond)
 		if got := s.status("/tool", used); got != 401 {
 			t.Errorf("at the absolute end: %d, want 401", got)
 		}

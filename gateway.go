@@ -123,7 +123,9 @@ func (g *Gateway) scheme(r *http.Request) string {
 }
 
 // handleVerify is GET /auth/verify: a gateway asks whether a request may pass,
-// and sends that one's headers. Any answer but 204 means that it may not.
+// and sends that one's headers. Any answer but 204 means that it may not. What
+// was asked for is the last parameter, uri, escaped or as nginx has it in
+// $request_uri; or else what a trusted proxy forwards.
 func (g *Gateway) handleVerify(w http.ResponseWriter, r *http.Request) {
 	asked := r.WithContext(r.Context()) // a copy
 	asked.Host = g.host(r)
@@ -140,28 +142,26 @@ func (g *Gateway) handleVerify(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		if r.URL.Query().Has("redirect") && navigates(asked.Method, r.Header) {
-			w.Header().Set("Location", g.loginURL(r))
+		query, uri, ok := strings.Cut("&"+r.URL.RawQuery, "&uri=")
+		if !ok {
+			uri = g.forwarded(r, "X-Forwarded-Uri")
+		} else if plain, err := url.QueryUnescape(uri); err == nil && !strings.HasPrefix(uri, "/") {
+			uri = plain
+		}
+		login := g.loginURL(r, uri)
+		if strings.Contains(query, "&redirect") && navigates(asked.Method, r.Header) {
+			w.Header().Set("Location", login)
 			w.WriteHeader(http.StatusSeeOther)
 			return
 		}
-		w.Header().Set("X-Login-URL", g.loginURL(r))
+		w.Header().Set("X-Login-URL", login)
 	}
 	g.auth.deny(w, r, err)
 }
 
-// loginURL is the login page that leads back to what a gateway asks about:
-// that is the last parameter, uri, escaped or as it stands in $request_uri of
-// nginx, or else what a trusted proxy forwards. Anybody may have written it;
-// next judges it.
-func (g *Gateway) loginURL(r *http.Request) string {
-	uri := g.forwarded(r, "X-Forwarded-Uri")
-	if _, last, ok := strings.Cut("&"+r.URL.RawQuery, "&uri="); ok {
-		uri = last
-		if plain, err := url.QueryUnescape(last); err == nil && !strings.HasPrefix(last, "/") {
-			uri = plain
-		}
-	}
+// loginURL is the login page that leads back to what a gateway asks about.
+// Anybody may have written the uri; next judges it.
+func (g *Gateway) loginURL(r *http.Request, uri string) string {
 	base, next := "", g.next(uri)
 	if g.public != nil {
 		base = g.public.String()
