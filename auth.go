@@ -527,7 +527,11 @@ func canonicalName(s string) (name string, ok bool) {
 // The envelope: {"data": …} or {"errors": [{"title", "status", "detail"}]}.
 
 func writeData(w http.ResponseWriter, status int, data any) {
-	writeJSON(w, status, struct {
+	writeBody(w, status, encodeData(data))
+}
+
+func encodeData(data any) []byte {
+	return encode(struct {
 		Data any `json:"data"`
 	}{data})
 }
@@ -538,16 +542,20 @@ func writeError(w http.ResponseWriter, status int, title string, detail ...strin
 		Status int    `json:"status"`
 		Detail string `json:"detail,omitempty"`
 	}
-	writeJSON(w, status, struct {
+	writeBody(w, status, encode(struct {
 		Errors []failure `json:"errors"`
-	}{[]failure{{title, status, strings.Join(detail, " ")}}})
+	}{[]failure{{title, status, strings.Join(detail, " ")}}}))
 }
 
-func writeJSON(w http.ResponseWriter, status int, v any) {
+func encode(v any) []byte {
 	body, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // a type that JSON does not have: not the request's fault
 	}
+	return body
+}
+
+func writeBody(w http.ResponseWriter, status int, body []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)

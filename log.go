@@ -7,6 +7,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 	"time"
 )
@@ -46,6 +47,7 @@ func (l *lineWriter) run(w io.Writer) {
 			select {
 			case line := <-l.lines:
 				batch = append(batch, line...)
+				runtime.Gosched() // requests that can go on do so first, and one write takes their lines along
 			case <-l.ended:
 				ended = true
 			}
@@ -66,21 +68,16 @@ func (l *lineWriter) run(w io.Writer) {
 // newLogger logs as text, or as JSON, with the id of the request that a line
 // belongs to.
 func newLogger(w io.Writer, json bool) *slog.Logger {
-	options := &slog.HandlerOptions{ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey && len(groups) == 0 {
-			a.Value = slog.TimeValue(a.Value.Time().UTC().Truncate(time.Millisecond))
-		}
-		return a
-	}}
 	if json {
-		return slog.New(requestHandler{slog.NewJSONHandler(w, options)})
+		return slog.New(requestHandler{slog.NewJSONHandler(w, nil)})
 	}
-	return slog.New(requestHandler{slog.NewTextHandler(w, options)})
+	return slog.New(requestHandler{slog.NewTextHandler(w, nil)})
 }
 
 type requestHandler struct{ slog.Handler }
 
 func (h requestHandler) Handle(ctx context.Context, record slog.Record) error {
+	record.Time = record.Time.UTC().Truncate(time.Millisecond)
 	if info := infoOf(ctx); info != nil {
 		record.AddAttrs(slog.String("id", info.id))
 	}

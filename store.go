@@ -400,6 +400,8 @@ func (b *boltStore) transact(begin func(func(*bolt.Tx) error) error, fn func(*bo
 // only one that has the file, begins a new one; so does a full one.
 type reads struct {
 	logins sync.Map // Key -> read
+	users  sync.Map // name -> User
+	lists  sync.Map // name -> []byte, what remembered answers
 	n      atomic.Int32
 }
 
@@ -409,6 +411,20 @@ type read struct {
 }
 
 const maxReads = 4096 // about 2 MiB
+
+// remembered answers what read made of the store, anew after every write. The
+// name is that of what is read; nobody may change the bytes.
+func (b *boltStore) remembered(name string, read func() ([]byte, error)) ([]byte, error) {
+	seen := b.seen.Load() // before the file is read: what a write changes meanwhile goes into the old one
+	if made, ok := seen.lists.Load(name); ok {
+		return made.([]byte), nil
+	}
+	made, err := read()
+	if err == nil {
+		seen.lists.Store(name, made)
+	}
+	return made, err
+}
 
 // write is a change that waits for its commit.
 type write struct {
@@ -531,8 +547,15 @@ func (b *boltStore) session(k Key, now time.Time) (Session, User, error) {
 	if !ok {
 		var r read
 		err := b.view(func(tx *bolt.Tx) (err error) {
-			if r.session, err = getSession(tx, k); err == nil {
-				r.user, err = getUser(tx, r.session.User)
+			if r.session, err = getSession(tx, k); err != nil {
+				return err
+			}
+			if u, ok := seen.users.Load(r.session.User); ok {
+				r.user = u.(User)
+				return nil
+			}
+			if r.user, err = getUser(tx, r.session.User); err == nil {
+				seen.users.Store(r.user.Name, r.user)
 			}
 			return err
 		})

@@ -145,6 +145,9 @@ func (p *pgStore) until(end time.Time, fn func(context.Context) error) error {
 	if pq.As(err, pqerror.UniqueViolation) != nil {
 		return fs.ErrExist
 	}
+	if dial := (*net.OpError)(nil); errors.As(err, &dial) { // a socket that is not there is not a session that is not
+		return fmt.Errorf("PostgreSQL cannot be reached: %v", err)
+	}
 	return err
 }
 
@@ -836,6 +839,9 @@ func (p *pgStore) findSession(handle string, now time.Time) (s Session, err erro
 	})
 	return s, err
 }
+
+// remembered reads anew: other servers write too.
+func (p *pgStore) remembered(_ string, read func() ([]byte, error)) ([]byte, error) { return read() }
 
 func (p *pgStore) backup() (*os.File, error) {
 	return nil, errors.New("a PostgreSQL database is backed up with pg_dump")
