@@ -8,7 +8,7 @@
 //	AXE="$TMPDIR/axe/node_modules/axe-core/axe.min.js" go test ./...
 //
 // The server is built from the folder above, unless RINGWARD names a binary.
-// SCREENSHOTS=DIR also writes every page as a picture, at two widths, light and
+// SCREENSHOTS=DIR, with -tags screenshots, also writes every page as a picture, at two widths, light and
 // dark. The module is one of its own so that the driver stays out of the
 // program's go.mod.
 package e2e

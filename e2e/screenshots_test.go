@@ -1,3 +1,5 @@
+//go:build screenshots
+
 package e2e
 
 import (
@@ -14,7 +16,7 @@ import (
 func TestScreenshots(t *testing.T) {
 	dir := os.Getenv("SCREENSHOTS")
 	if dir == "" {
-		t.Skip("SCREENSHOTS names no folder")
+		t.Fatal("SCREENSHOTS names no folder for the pictures")
 	}
 	rw := start(t)
 	d := rw.device()
