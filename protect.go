@@ -117,8 +117,8 @@ func (p *Protect) names(hostport string) bool {
 		host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
 	}
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	if _, err := netip.ParseAddr(host); err == nil {
-		return true
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Zone() == "" // RFC 6874: a zone is not sent, and it may hold anything
 	}
 	return host != "" && (host == "localhost" || strings.HasSuffix(host, ".localhost") ||
 		host == p.public || p.domain != "" && under(host, p.domain))

@@ -278,6 +278,8 @@ func TestHost(t *testing.T) {
 		{"10.1.2.3", true, true, true},
 		{"[::1]", true, true, true},
 		{"[::1]:8080", true, true, true},
+		{"[fe80::1%evil.test]", false, false, false},
+		{"::%[", false, false, false},
 		{"[2001:db8::1]:80", true, true, true},
 		{"auth.example.com", false, true, true},
 		{"AUTH.Example.COM.:443", false, true, true},
@@ -317,7 +319,7 @@ func TestHost(t *testing.T) {
 
 // FuzzHost: whatever is sent as Host, only our own names pass.
 func FuzzHost(f *testing.F) {
-	for _, host := range []string{"localhost:80", "auth.example.com", "x.example.com.", "[::1]:1", "[localhost]", "::1", "evil.test", "", ":", "[", "a:b:c"} {
+	for _, host := range []string{"localhost:80", "auth.example.com", "x.example.com.", "[::1]:1", "[localhost]", "::1", "evil.test", "", ":", "[", "a:b:c", "::%["} {
 		f.Add(host)
 	}
 	f.Fuzz(func(t *testing.T, host string) {
@@ -329,7 +331,7 @@ func FuzzHost(f *testing.F) {
 			name = h
 		}
 		name = strings.TrimSuffix(strings.ToLower(strings.Trim(name, "[]")), ".")
-		if _, err := netip.ParseAddr(name); err == nil {
+		if addr, err := netip.ParseAddr(name); err == nil && addr.Zone() == "" {
 			return
 		}
 		for _, ours := range []string{"localhost", "example.com", "auth.example.org"} {
