@@ -145,7 +145,8 @@ func (p *pgStore) until(end time.Time, fn func(context.Context) error) error {
 	if pq.As(err, pqerror.UniqueViolation) != nil {
 		return fs.ErrExist
 	}
-	if dial := (*net.OpError)(nil); errors.As(err, &dial) { // a socket that is not there is not a session that is not
+	if err != fs.ErrNotExist && err != fs.ErrExist && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist)) {
+		// A socket or a certificate that is not there is not a session that is not.
 		return fmt.Errorf("PostgreSQL cannot be reached: %v", err)
 	}
 	return err

@@ -10,13 +10,19 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"database/sql"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"net/url"
@@ -345,6 +351,88 @@ func TestPostgresRestarts(t *testing.T) {
 	// A backend that dies takes all others with it: PostgreSQL starts over.
 	syscall.Kill(c.backends()[0], syscall.SIGKILL)
 	u.allHeal("a process killed")
+}
+
+// A file that is not there must not pass for a session that is not.
+func TestPostgresSocketIsGone(t *testing.T) {
+	c := newCluster(t)
+	where, _ := url.Parse(databaseOn(t, c.url()))
+	where.Host, where.RawQuery = "", url.Values{"host": {c.dir}, "port": {c.port}}.Encode()
+	u := putToUse(t, where.String())
+	u.allWork("before")
+	c.stop()
+	u.allFail("stopped")
+	c.start(t)
+	u.allHeal("started again")
+}
+
+// writeCertificate makes a certificate for 127.0.0.1 that signs itself.
+func (c *pgCluster) writeCertificate(t *testing.T, name string) (file string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file = filepath.Join(c.dir, name)
+	for suffix, block := range map[string]*pem.Block{".crt": {Type: "CERTIFICATE", Bytes: certificate}, ".key": {Type: "PRIVATE KEY", Bytes: private}} {
+		if err := os.WriteFile(file+suffix, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if as := c.as.Credential; as != nil {
+			if err := os.Chown(file+suffix, int(as.Uid), int(as.Gid)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return file
+}
+
+func TestPostgresTLS(t *testing.T) {
+	c := newCluster(t)
+	own, other := c.writeCertificate(t, "own"), c.writeCertificate(t, "other")
+	c.stop()
+	c.settings = []string{"ssl=on", "ssl_cert_file=" + own + ".crt", "ssl_key_file=" + own + ".key"}
+	c.start(t)
+	verified := func(root string) string {
+		where, _ := url.Parse(databaseOn(t, c.url()))
+		where.RawQuery = url.Values{"sslmode": {"verify-full"}, "sslrootcert": {root}}.Encode()
+		return where.String()
+	}
+	if p, err := openPG(verified(other + ".crt")); err == nil {
+		p.close()
+		t.Error("it trusts a stranger's certificate")
+	} else if !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a stranger's certificate: %v", err)
+	}
+	u := putToUse(t, verified(own+".crt"))
+	u.allWork("before")
+	c.signal(syscall.SIGSTOP)
+	u.allFail("stalled")
+	c.signal(syscall.SIGCONT)
+	u.allHeal("goes on")
+	c.stop()
+	c.start(t)
+	u.allWork("restarted")
+	u.p.db.SetMaxIdleConns(0) // closes all
+	u.p.db.SetMaxIdleConns(pgConns)
+	if err := os.Rename(own+".crt", own+".away"); err != nil {
+		t.Fatal(err)
+	}
+	u.allFail("the certificate to check with is gone")
+	if err := os.Rename(own+".away", own+".crt"); err != nil {
+		t.Fatal(err)
+	}
+	u.allHeal("it is there again")
 }
 
 func TestPostgresConnectionsEnd(t *testing.T) {

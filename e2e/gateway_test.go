@@ -1,0 +1,805 @@
+//go:build gateways
+
+// What the README says of tools that ringward stands in front of, with real
+// parts: nginx and Caddy with its configurations, the program itself with
+// -proxy, Chromium, and a tool that tells what it gets.
+//
+//	go test -tags gateways -run Gateway ./...
+//
+// needs nginx, caddy and chromium (Debian's packages of these names); a part
+// that is not there fails the test.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha1"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"html"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+)
+
+// gatewayTool is a tool without a login. It tells what it gets.
+type gatewayTool struct {
+	addr string
+
+	mu    sync.Mutex
+	paths []string // of the requests that reached it
+}
+
+type toolGot struct {
+	Method, URI, Host, Body string
+	Header                  http.Header
+}
+
+func startTool(t *testing.T) *gatewayTool {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tool := &gatewayTool{addr: listener.Addr().String()}
+	server := &http.Server{Handler: tool}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	return tool
+}
+
+func (tool *gatewayTool) reached() int {
+	tool.mu.Lock()
+	defer tool.mu.Unlock()
+	return len(tool.paths)
+}
+
+func (tool *gatewayTool) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	tool.mu.Lock()
+	tool.paths = append(tool.paths, r.RequestURI)
+	tool.mu.Unlock()
+	switch r.URL.Path {
+	case "/live":
+		w.Header().Set("Content-Type", "text/html")
+		io.WriteString(w, `<link rel="icon" href="data:,"><main id="page"><p id="events"></p><p id="socket"></p></main><script>
+			new EventSource('/events').onmessage = e => events.textContent += e.data + ' '
+			const s = new WebSocket('/socket')
+			s.onopen = () => s.send('hello')
+			s.onmessage = e => socket.textContent += e.data
+		</script>`)
+	case "/events": // tells when it sent each
+		w.Header().Set("Content-Type", "text/event-stream")
+		control := http.NewResponseController(w)
+		for r.Context().Err() == nil {
+			fmt.Fprintf(w, "data: %d\n\n", time.Now().UnixMilli())
+			control.Flush()
+			select {
+			case <-r.Context().Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	case "/socket":
+		echoSocket(w, r)
+	case "/upload":
+		n, err := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n, err)
+	case "/download":
+		n, _ := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64)
+		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
+		block := make([]byte, 64<<10)
+		for ; n > 0; n -= int64(len(block)) {
+			if _, err := w.Write(block[:min(n, int64(len(block)))]); err != nil {
+				return
+			}
+		}
+	default:
+		body, _ := io.ReadAll(r.Body)
+		got, _ := json.Marshal(toolGot{r.Method, r.RequestURI, r.Host, string(body), r.Header})
+		http.SetCookie(w, &http.Cookie{Name: "tool", Value: "1", HttpOnly: true})
+		if strings.Contains(r.Header.Get("Accept"), "text/html") {
+			w.Header().Set("Content-Type", "text/html")
+			fmt.Fprintf(w, `<link rel="icon" href="data:,"><main id="page">%s</main>`, html.EscapeString(string(got)))
+			return
+		}
+		w.Write(got)
+	}
+}
+
+// echoSocket is as much of RFC 6455 as one short unfragmented text needs.
+func echoSocket(w http.ResponseWriter, r *http.Request) {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") || r.Header.Get("Sec-WebSocket-Key") == "" {
+		http.Error(w, "a WebSocket is here", http.StatusBadRequest)
+		return
+	}
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	fmt.Fprintf(rw, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+		base64.StdEncoding.EncodeToString(sum[:]))
+	for rw.Flush() == nil {
+		head := make([]byte, 6) // opcode, length, mask
+		if _, err := io.ReadFull(rw, head); err != nil {
+			return
+		}
+		text := make([]byte, head[1]&0x7f)
+		if _, err := io.ReadFull(rw, text); err != nil {
+			return
+		}
+		for i := range text {
+			text[i] ^= head[2+i%4]
+		}
+		rw.Write(append([]byte{head[0], byte(len(text))}, text...))
+	}
+}
+
+// gateway is one of the ways in which ringward stands before the tool.
+type gateway struct {
+	*ringward
+	tool *gatewayTool
+	addr string // where browsers reach it
+	pid  int    // of ringward
+}
+
+// readme answers the one block of the README in that language.
+func readme(t *testing.T, language string) string {
+	t.Helper()
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(string(text), -1)
+	if len(blocks) != 1 {
+		t.Fatalf("the README has %d blocks of %s", len(blocks), language)
+	}
+	return blocks[0][1]
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+// run starts a server of others, in a folder, and waits until it listens.
+func run(t *testing.T, addr, folder, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	var said bytes.Buffer
+	cmd.Dir, cmd.Stdout, cmd.Stderr = folder, &said, &said
+	cmd.Env = append(os.Environ(), "HOME="+folder, "XDG_DATA_HOME="+folder, "XDG_CONFIG_HOME="+folder)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan struct{})
+	go func() { cmd.Wait(); close(gone) }()
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		<-gone
+		if t.Failed() {
+			t.Logf("%s said:\n%s", name, said.String())
+		}
+	})
+	for end := time.Now().Add(patience); ; {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		select {
+		case <-gone:
+			t.Fatalf("%s stopped", name)
+		case <-time.After(50 * time.Millisecond):
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s does not listen", name)
+		}
+	}
+}
+
+func startNginx(t *testing.T, addr, block string) {
+	t.Helper()
+	folder := t.TempDir()
+	config := "daemon off;\nuser root;\npid nginx.pid;\nerror_log stderr warn;\nevents {}\nhttp {\naccess_log off;\n"
+	for _, part := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
+		config += part + "_temp_path " + part + ";\n"
+	}
+	if err := os.WriteFile(filepath.Join(folder, "nginx.conf"), []byte(config+block+"}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, addr, folder, "nginx", "-p", folder, "-c", "nginx.conf", "-e", "stderr")
+}
+
+func startCaddy(t *testing.T, addr, block string) {
+	t.Helper()
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "Caddyfile"), []byte("{\n\tadmin off\n}\n"+block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, addr, folder, "caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile")
+}
+
+var gatewayModes = []string{"nginx", "caddy", "proxy"}
+
+func startGateway(t *testing.T, mode string, flags ...string) *gateway {
+	t.Helper()
+	g := &gateway{tool: startTool(t)}
+	if mode == "proxy" {
+		g.ringward = start(t, append(flags, "-proxy", "http://"+g.tool.addr)...)
+		g.addr = strings.TrimPrefix(g.url, "http://")
+	} else {
+		g.ringward = start(t, flags...)
+		g.addr = freeAddr(t)
+		_, port, _ := net.SplitHostPort(g.addr)
+		places := strings.NewReplacer("127.0.0.1:8080", strings.TrimPrefix(g.url, "http://"), "127.0.0.1:3000", g.tool.addr,
+			"listen 80;", "listen "+g.addr+";", ":80 {", ":"+port+" {")
+		if mode == "nginx" {
+			startNginx(t, g.addr, places.Replace(readme(t, "nginx")))
+		} else {
+			startCaddy(t, g.addr, places.Replace(readme(t, "caddyfile")))
+		}
+	}
+	g.url = "http://" + g.addr // for browsers
+	g.addUser("frodo")
+	return g
+}
+
+func (rw *ringward) addUser(name string) {
+	rw.t.Helper()
+	cmd := rw.command("-db", rw.db, "user", "add", "-password-stdin", name)
+	cmd.Stdin = strings.NewReader(password)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		rw.t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// raw sends the text of a request, whose lines may end in \n, over a connection
+// of its own.
+func (g *gateway) raw(request string) (*http.Response, string) {
+	g.t.Helper()
+	conn, answer := g.open(request)
+	defer conn.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		g.t.Fatalf("%v\nto %s", err, request)
+	}
+	return answer, string(body)
+}
+
+func (g *gateway) open(request string) (net.Conn, *http.Response) {
+	g.t.Helper()
+	conn, err := net.Dial("tcp", g.addr)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	conn.SetDeadline(time.Now().Add(3 * time.Minute))
+	head, body, _ := strings.Cut(request, "\n\n")
+	io.WriteString(conn, strings.ReplaceAll(head, "\n", "\r\n")+"\r\n\r\n"+body)
+	answer, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: strings.Fields(request)[0]})
+	if err != nil {
+		g.t.Fatalf("%v\nto %s", err, request)
+	}
+	return conn, answer
+}
+
+// login answers a Cookie header.
+func (g *gateway) login() string {
+	g.t.Helper()
+	body := fmt.Sprintf(`{"username":"frodo","password":%q}`, password)
+	answer, said := g.raw(fmt.Sprintf("POST /auth/session HTTP/1.1\nHost: %s\nConnection: close\nContent-Type: application/json\nContent-Length: %d\n\n%s", g.addr, len(body), body))
+	if answer.StatusCode != http.StatusCreated {
+		g.t.Fatalf("login: %s %s", answer.Status, said)
+	}
+	cookie, _, _ := strings.Cut(answer.Header.Get("Set-Cookie"), ";")
+	return cookie
+}
+
+func (g *gateway) get(path, cookie string, lines ...string) string {
+	return "GET " + path + " HTTP/1.1\nHost: " + g.addr + "\nCookie: " + cookie + "\n" + strings.Join(append(lines, ""), "\n") + "\n"
+}
+
+// forGateways runs f before every gateway, when it is trusted and when not.
+func forGateways(t *testing.T, f func(t *testing.T, mode string, flags []string)) {
+	for _, mode := range gatewayModes {
+		for name, flags := range map[string][]string{"trusted": {"-trusted-proxies", "127.0.0.1/32"}, "untrusted": nil} {
+			t.Run(mode+"/"+name, func(t *testing.T) { f(t, mode, flags) })
+		}
+	}
+}
+
+func TestGatewayBrowser(t *testing.T) {
+	forGateways(t, func(t *testing.T, mode string, flags []string) {
+		g := startGateway(t, mode, flags...)
+		d := g.device()
+		for _, path := range []string{"/reports?week=3&x=a%26b", "/reports?week=3", "/a%2Fb//c;d?q=%2B+%25&redirect&uri=//evil.test#top"} {
+			asked, _, _ := strings.Cut(path, "#")
+			d.do(chromedp.Navigate(g.url + path))
+			d.until(`location.pathname === '/auth/login' && !document.querySelector('#page').hidden`)
+			d.login("frodo", password)
+			d.until(`location.pathname + location.search === %s && document.readyState === 'complete'`, js(asked))
+			var got toolGot
+			if err := json.Unmarshal([]byte(d.eval(`document.querySelector('#page').innerText`)), &got); err != nil {
+				t.Fatal(err)
+			}
+			if got.URI != asked || got.Header.Get("Remote-User") != "frodo" || got.Host != g.addr {
+				t.Errorf("the tool got %+v", got)
+			}
+			d.open("/live")
+			d.until(`socket.textContent === 'hello' && events.textContent.split(' ').length > 3`)
+			if d.eval(`fetch('/auth/session', {method: 'DELETE'}).then(r => r.status)`) != "204" {
+				t.Fatal("no logout")
+			}
+		}
+	})
+}
+
+func TestGatewayAPI(t *testing.T) {
+	forGateways(t, func(t *testing.T, mode string, flags []string) {
+		g := startGateway(t, mode, flags...)
+		for _, request := range []string{
+			"GET /reports?week=3 HTTP/1.1\nHost: HOST\nAccept: */*\n\n",
+			"GET /reports HTTP/1.1\nHost: HOST\nAccept: text/html\nSec-Fetch-Mode: cors\n\n",
+			"POST /reports HTTP/1.1\nHost: HOST\nContent-Length: 5\nContent-Type: application/json\n\nhello",
+			"GET /reports HTTP/1.1\nHost: HOST\nAuthorization: Bearer rw_nonsense\nUser-Agent: Mozilla/5.0\n\n",
+			"GET /reports HTTP/1.1\nHost: HOST\nCookie: ringward=a.b\nRemote-User: frodo\n\n",
+		} {
+			answer, body := g.raw(strings.ReplaceAll(request, "HOST", g.addr))
+			if answer.StatusCode != http.StatusUnauthorized || answer.Header.Get("Content-Type") != "application/json" ||
+				body != `{"errors":[{"title":"Login required","status":401}]}` {
+				t.Errorf("%s: %s %v %s", request, answer.Status, answer.Header, body)
+			}
+		}
+		if n := g.tool.reached(); n != 0 {
+			t.Errorf("%d requests reached the tool: %s", n, g.tool.paths)
+		}
+		cmd := g.command("-db", g.db, "token", "add", "frodo", "script")
+		out, err := cmd.Output()
+		token := regexp.MustCompile(`rw_\S+`).FindString(string(out))
+		if err != nil || token == "" {
+			t.Fatalf("%v: %s", err, out)
+		}
+		answer, body := g.raw(g.get("/", "a=1", "Authorization: Bearer "+token))
+		if answer.StatusCode != http.StatusOK || !strings.Contains(body, `"Remote-User":["frodo"]`) || strings.Contains(body, token) {
+			t.Errorf("with a token: %s %s", answer.Status, body)
+		}
+	})
+}
+
+// A client is who ringward says, and where the gateway sees it.
+func TestGatewayIdentity(t *testing.T) {
+	forGateways(t, func(t *testing.T, mode string, flags []string) {
+		g := startGateway(t, mode, flags...)
+		cookie := g.login()
+		for _, spoof := range []string{
+			"Remote-User: gandalf", "remote-user: gandalf", "REMOTE_USER: gandalf", "Remote_User: gandalf", "Remote.User: gandalf", "remote.user: gandalf",
+			"Remote-Groups: gandalf", "Remote-Email: gandalf", "Remote-Name: gandalf", "Remote_Groups: gandalf",
+			"X-Forwarded-For: 6.6.6.6", "X_Forwarded_For: 6.6.6.6", "X-Forwarded-Host: gandalf", "X-Forwarded-Proto: gandalf",
+			"X-Forwarded-User: gandalf", "X-Forwarded-Email: gandalf", "X-Forwarded-Groups: gandalf", "X-Forwarded-Preferred-Username: gandalf",
+			"X-Forwarded-Port: 6.6.6.6", "X-Forwarded-Prefix: /gandalf", "X-Forwarded-Uri: /gandalf", "X-Forwarded-Method: GANDALF", "X-Forwarded-Server: gandalf",
+			"Forwarded: for=6.6.6.6", "X-Real-IP: 6.6.6.6",
+		} {
+			name, _, _ := strings.Cut(spoof, ":")
+			for _, lines := range [][]string{
+				{spoof}, {spoof, spoof}, {"Connection: " + name, spoof}, {"Connection: " + name}, {"Connection: close, Remote-User", spoof},
+				{"Connection: Upgrade, " + name, "Upgrade: h2c", spoof}, {"Connection: Upgrade, Remote-User", "Upgrade: websocket", spoof},
+				{"Transfer-Encoding: chunked", "Trailer: " + name + "\n\n3\r\nabc\r\n0\r\n" + spoof + "\r\n\r\n"},
+			} {
+				request := g.get("/", "a=1; "+cookie+"; b=2", lines...)
+				answer, body := g.raw(request)
+				if mode == "proxy" && flags != nil && strings.HasPrefix(spoof, "X-Forwarded-") {
+					continue // here the client is the trusted proxy
+				}
+				var got toolGot
+				if err := json.Unmarshal([]byte(body), &got); err != nil {
+					t.Errorf("%s %s\nto %s", answer.Status, body, request)
+					continue
+				}
+				h := got.Header
+				if fmt.Sprint(h["Remote-User"], h["X-Forwarded-For"], h["X-Forwarded-Host"], h["X-Forwarded-Proto"]) != "[frodo] [127.0.0.1] ["+g.addr+"] [http]" {
+					t.Errorf("the tool got %v of\n%s", h, request)
+				}
+				all := strings.ToLower(fmt.Sprint(h))
+				for _, evil := range []string{"gandalf", "6.6.6.6", "h2c", "ringward"} {
+					if strings.Contains(all, evil) {
+						t.Errorf("the tool got %v of\n%s", h, request)
+					}
+				}
+				if !strings.HasPrefix(fmt.Sprint(h["Cookie"]), "[a=1; b=2") {
+					t.Errorf("the tool got the cookies %q", h["Cookie"])
+				}
+			}
+		}
+		for sent, want := range map[string]string{
+			cookie: "", cookie + "; b=2": "b=2", "a=1; " + cookie: "a=1", "a=1; xringward=2; " + cookie + "; b=2": "a=1; xringward=2; b=2",
+			cookie + "; __Host-ringward=x.y": "", "__Secure-ringward=x.y; a=1; " + cookie: "a=1",
+		} {
+			_, body := g.raw(g.get("/", sent))
+			var got toolGot
+			if err := json.Unmarshal([]byte(body), &got); err != nil || strings.TrimRight(got.Header.Get("Cookie"), "; ") != want {
+				t.Errorf("the tool got the cookies %q of %q, want %q: %v", got.Header["Cookie"], sent, want, err)
+			}
+		}
+	})
+}
+
+// Whatever the spelling, nothing reaches the tool without a login.
+func TestGatewayPaths(t *testing.T) {
+	paths := []string{
+		"/", "//", "//x", "//auth/login", "/%2e%2e/", "/x/../auth/session", "/auth/../x", "/auth/%2e%2e/x", "/auth/..%2fx", "/auth%2f..%2fx", "/auth/login/../../x",
+		"/./auth/session", "/auth", "/AUTH/session", "/Auth/login", "/;/auth/session", "/auth;x/session", "/auth/;/../x", "/a%2Fb", "/a;b?c;d", "/%61uth/../x",
+		"/healthz", "/healthz/", "/x?/auth/login", "/x#/auth/login", "/auth/login#/../x", "/auth/verify/../../x", "/%00", "/x%0d%0aRemote-User:%20frodo",
+		"http://HOST/x", "HTTP://HOST//x", "http://HOST/auth/../x", "http://evil.test/x", "/auth\\..\\x", "/auth/\\../x", "/x?uri=/auth/login&redirect",
+	}
+	forGateways(t, func(t *testing.T, mode string, flags []string) {
+		g := startGateway(t, mode, flags...)
+		for _, path := range paths {
+			for _, method := range []string{"GET", "POST", "HEAD", "OPTIONS", "TRACE", "PROPFIND"} {
+				for _, line := range []string{"", "X-Forwarded-Uri: /auth/login\nX-Original-URL: /auth/login\n", "Remote-User: frodo\n"} {
+					path := strings.ReplaceAll(path, "HOST", g.addr)
+					g.raw(method + " " + path + " HTTP/1.1\nHost: " + g.addr + "\nConnection: close\n" + line + "\n")
+				}
+			}
+		}
+		if n := g.tool.reached(); n != 0 {
+			t.Errorf("%d requests reached the tool: %s", n, g.tool.paths)
+		}
+		cookie := g.login()
+		for _, path := range []string{"/", "//x", "/a%2Fb%2fc", "/a;b=c?d;e=%26&f", "/AUTH/session", "/auth;x/session", "/auth", "/ringsofpower", "/x?", "/healthz/"} {
+			_, body := g.raw(g.get(path, cookie))
+			var got toolGot
+			if json.Unmarshal([]byte(body), &got); got.URI != path {
+				t.Errorf("the tool got %q of %q: %s", got.URI, path, body)
+			}
+		}
+	})
+}
+
+// A session that is used lives on, and so must its cookie.
+func TestGatewayRenewal(t *testing.T) {
+	for _, mode := range gatewayModes {
+		t.Run(mode, func(t *testing.T) {
+			g := startGateway(t, mode, "-session-idle", "6s")
+			cookie := g.login()
+			for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+				answer, body := g.raw(g.get("/", cookie))
+				if answer.StatusCode != http.StatusOK {
+					t.Fatalf("%s %s", answer.Status, body)
+				}
+				cookies := answer.Header["Set-Cookie"]
+				if len(cookies) == 1 && strings.HasPrefix(cookies[0], "tool=1") {
+					continue
+				}
+				if !slices.ContainsFunc(cookies, func(c string) bool { return strings.HasPrefix(c, cookie+";") }) || len(cookies) != 2 {
+					t.Errorf("got the cookies %q", cookies)
+				}
+				return
+			}
+			t.Error("the cookie is not renewed")
+		})
+	}
+}
+
+// When ringward is away nobody gets in.
+func TestGatewayWithoutRingward(t *testing.T) {
+	for _, mode := range []string{"nginx", "caddy"} {
+		t.Run(mode, func(t *testing.T) {
+			g := startGateway(t, mode)
+			cookie := g.login()
+			g.stop()
+			answer, _ := g.raw(g.get("/", cookie, "Remote-User: frodo"))
+			if answer.StatusCode < 500 || g.tool.reached() != 0 {
+				t.Errorf("got %s", answer.Status)
+			}
+		})
+	}
+}
+
+// server answers the id of the process that listens where ringward does.
+func (g *gateway) server() string {
+	g.t.Helper()
+	out, err := exec.Command("sh", "-c", "grep -l -a "+strconv.Quote(g.db)+" /proc/[0-9]*/cmdline").Output()
+	for path := range strings.Lines(string(out)) {
+		path = strings.TrimSuffix(strings.TrimSpace(path), "/cmdline")
+		if exe, _ := os.Readlink(path + "/exe"); exe == binary {
+			return path
+		}
+	}
+	g.t.Fatalf("%v: no process of %s", err, g.db)
+	return ""
+}
+
+// kilobytes answers a line of /proc/PID/status.
+func kilobytes(t *testing.T, proc, name string) int {
+	t.Helper()
+	status, err := os.ReadFile(proc + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(name + `:\s+(\d+) kB`).FindSubmatch(status)
+	n, _ := strconv.Atoi(string(m[1]))
+	return n
+}
+
+const gibibyte = 1 << 30
+
+func TestGatewayBigBodies(t *testing.T) {
+	g := startGateway(t, "proxy")
+	cookie := g.login()
+	proc := g.server()
+	warm := func(n int64) {
+		for _, chunked := range []bool{false, true} {
+			up, _ := http.NewRequest("POST", g.url+"/upload", io.LimitReader(zeros{}, n))
+			if !chunked {
+				up.ContentLength = n
+			}
+			down, _ := http.NewRequest("GET", fmt.Sprintf("%s/download?bytes=%d", g.url, n), nil)
+			for _, r := range []*http.Request{up, down} {
+				r.Header.Set("Cookie", cookie)
+				answer, err := http.DefaultClient.Do(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var head bytes.Buffer
+				got, err := io.Copy(io.Discard, io.TeeReader(answer.Body, &limited{&head, 100}))
+				answer.Body.Close()
+				if err != nil || r == down && got != n || r == up && head.String() != fmt.Sprint(n, nil) {
+					t.Fatalf("%s: got %d bytes, %q, %v", r.URL, got, head.String(), err)
+				}
+			}
+		}
+	}
+	warm(1 << 20)
+	before := kilobytes(t, proc, "VmRSS")
+	if err := os.WriteFile(proc+"/clear_refs", []byte("5"), 0); err != nil { // the peak counts from here
+		t.Fatal(err)
+	}
+	start := time.Now()
+	warm(gibibyte)
+	grown := kilobytes(t, proc, "VmHWM") - before
+	t.Logf("4 GiB in %v, resident set %d kB and %d kB more", time.Since(start).Round(time.Millisecond), before, grown)
+	if grown >= 16<<10 {
+		t.Errorf("the resident set grew by %d kB", grown)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// limited keeps the first bytes.
+type limited struct {
+	io.Writer
+	left int
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	n := min(l.left, len(b))
+	l.left -= n
+	l.Writer.Write(b[:n])
+	return len(b), nil
+}
+
+// Each event is there before the next one is sent.
+func TestGatewayEvents(t *testing.T) {
+	for _, mode := range gatewayModes {
+		t.Run(mode, func(t *testing.T) {
+			g := startGateway(t, mode)
+			conn, answer := g.open(g.get("/events", g.login(), "Accept: text/event-stream"))
+			defer conn.Close()
+			var late []time.Duration
+			for lines := bufio.NewScanner(answer.Body); len(late) < 20 && lines.Scan(); {
+				if sent, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+					ms, _ := strconv.ParseInt(sent, 10, 64)
+					late = append(late, time.Since(time.UnixMilli(ms)))
+				}
+			}
+			slices.Sort(late)
+			if len(late) < 20 || late[10] > 100*time.Millisecond {
+				t.Errorf("events came late: %v", late)
+			}
+		})
+	}
+}
+
+// What stays open ends within a minute after its session.
+func TestGatewayStreamsEnd(t *testing.T) {
+	g := startGateway(t, "proxy")
+	cookie := g.login()
+	ended := make(chan string, 4)
+	begin := func(name, request string, reads bool) {
+		conn, _ := g.open(request)
+		t.Cleanup(func() { conn.Close() })
+		go func() {
+			if reads {
+				io.Copy(io.Discard, conn)
+			} else {
+				conn.(*net.TCPConn).SetReadBuffer(4096)
+				for { // a reset shows in writing, without reading
+					time.Sleep(500 * time.Millisecond)
+					if _, err := conn.Write([]byte("x")); err != nil {
+						break
+					}
+				}
+			}
+			ended <- name
+		}()
+	}
+	begin("events", g.get("/events", cookie), true)
+	begin("socket", g.get("/socket", cookie, "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="), true)
+	begin("stalled download", g.get("/download?bytes=1000000000000", cookie), false)
+	time.Sleep(8 * time.Second) // longer than a request that is none of these
+	select {
+	case name := <-ended:
+		t.Fatalf("%s ended while its session lived", name)
+	default:
+	}
+	answer, _ := g.raw(strings.Replace(g.get("/auth/session", cookie), "GET", "DELETE", 1))
+	if answer.StatusCode != http.StatusNoContent {
+		t.Fatal(answer.Status)
+	}
+	logout := time.Now()
+	for range 3 {
+		select {
+		case name := <-ended:
+			t.Logf("%s ended %v after its session", name, time.Since(logout).Round(time.Second))
+		case <-time.After(time.Until(logout.Add(time.Minute))):
+			t.Fatal("something is still open a minute after its session")
+		}
+	}
+}
+
+// certificate writes one for the names, signed by itself.
+func certificate(t *testing.T, names ...string) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: names, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	for name, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: der}, "key.pem": {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(filepath.Join(folder, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(folder, "cert.pem"), filepath.Join(folder, "key.pem")
+}
+
+// One login serves two tools on two names, behind a login page on a third.
+func TestGatewayDomain(t *testing.T) {
+	cert, key := certificate(t, "*.example.test")
+	tool := startTool(t)
+	authAddr, nginxAddr := freeAddr(t), freeAddr(t)
+	_, authPort, _ := net.SplitHostPort(authAddr)
+	_, nginxPort, _ := net.SplitHostPort(nginxAddr)
+
+	rw := &ringward{t: t, db: filepath.Join(t.TempDir(), "ringward.db"), secret: "0123456789abcdef0123456789abcdef", url: "https://auth.example.test:" + authPort}
+	cmd := rw.command("-addr", authAddr, "-db", rw.db, "-tls-cert", cert, "-tls-key", key, "-public-url", rw.url,
+		"-cookie-domain", "example.test", "-trusted-proxies", "127.0.0.1/32", "-proxy", "http://"+tool.addr)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("ringward said:\n%s", said.String())
+		}
+	})
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		if answer, err := client.Get("https://" + authAddr + "/healthz"); err == nil {
+			answer.Body.Close()
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("ringward does not listen")
+		}
+	}
+	rw.addUser("frodo")
+	startNginx(t, nginxAddr, strings.NewReplacer("http://127.0.0.1:8080", "https://"+authAddr, "127.0.0.1:3000", tool.addr,
+		"listen 80;", "listen "+nginxAddr+" ssl; ssl_certificate "+cert+"; ssl_certificate_key "+key+";").Replace(readme(t, "nginx")))
+
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox, chromedp.DisableGPU,
+		chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("host-resolver-rules", "MAP *.test 127.0.0.1"), chromedp.UserDataDir(t.TempDir()))...)
+	t.Cleanup(stop)
+	ctx, cancel := chromedp.NewContext(allocator)
+	t.Cleanup(cancel)
+	d := &device{t: t, rw: rw, expected: map[string]bool{}}
+	d.attach(ctx)
+	login := func(at string) {
+		t.Helper()
+		d.until(`location.origin === %s && location.pathname === '/auth/login' && !document.querySelector('#page').hidden`, js(at))
+		d.login("frodo", password)
+	}
+	lands := func(url string) {
+		t.Helper()
+		d.until(`location.href === %s && document.querySelector('#page')?.innerText.includes('"Remote-User":["frodo"]')`, js(url))
+	}
+	asks := func(url string) { d.do(chromedp.Navigate(url)) }
+	logout := func() {
+		t.Helper()
+		if d.eval(`fetch('/auth/session', {method: 'DELETE'}).then(r => r.status)`) != "204" {
+			t.Fatal("no logout")
+		}
+	}
+	one, two, three := "https://one.example.test:"+authPort, "https://two.example.test:"+authPort, "https://three.example.test:"+nginxPort
+
+	asks(one + "/reports?week=3&x=a%26b")
+	login(one)
+	lands(one + "/reports?week=3&x=a%26b")
+	asks(two + "/x") // no second login
+	lands(two + "/x")
+	asks(three + "/y?z")
+	lands(three + "/y?z")
+	logout()
+	for _, tool := range []string{one, two} {
+		asks(tool + "/x")
+		d.until(`location.href === %s`, js(tool+"/auth/login?next=%2Fx"))
+	}
+	asks(three + "/reports?week=3&x=a%26b") // whose login page is on another name
+	login(rw.url)
+	lands(three + "/reports?week=3&x=a%26b")
+	asks(one + "/")
+	lands(one + "/")
+	logout()
+	asks(three + "/x")
+	d.until(`location.origin === %s && location.pathname === '/auth/login'`, js(rw.url))
+
+	for next, want := range map[string]string{
+		two + "/x?y=%26":                              two + "/x?y=%26",
+		"http://two.example.test/":                    rw.url + "/",
+		"https://evil.test/":                          rw.url + "/",
+		"https://badexample.test/":                    rw.url + "/",
+		"https://two.example.test@evil.test/":         rw.url + "/",
+		`https://evil.test\.example.test/`:            rw.url + "/",
+		"https://evil.test/.example.test":             rw.url + "/",
+		"//two.example.test/":                         rw.url + "/",
+		"https://evil.test%2f.example.test/":          rw.url + "/",
+		"https://two.example.test:" + authPort + `\@`: rw.url + "/",
+	} {
+		asks(rw.url + "/auth/login?next=" + url.QueryEscape(next))
+		login(rw.url)
+		lands(want)
+		logout()
+	}
+}
