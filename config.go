@@ -65,21 +65,24 @@ func parseConfig(args []string) (c config, words []string, err error) {
 			err = usagef("%s=%q is not a value for -%s", name, value, f.Name)
 		}
 	})
-	if err != nil {
-		return c, nil, err
-	}
 	set.BoolVar(&c.asJSON, "json", false, "")
 	set.BoolVar(&c.passwordFromStdin, "password-stdin", false, "")
-	if err := set.Parse(args); errors.Is(err, flag.ErrHelp) {
+	if wrong := set.Parse(args); errors.Is(wrong, flag.ErrHelp) {
 		return c, []string{"help"}, nil
-	} else if err != nil {
-		return c, nil, usagef("%w; see ringward help", err)
+	} else if wrong != nil {
+		return c, nil, usagef("%w; see ringward help", wrong)
 	}
-	if words = set.Args(); len(words) == 0 && (c.asJSON || c.passwordFromStdin) {
-		return c, nil, usagef("-json and -password-stdin belong to a command; see ringward help")
-	}
+	words, wrong := c.commandFlags(set.Args())
 
 	switch {
+	case wrong != nil:
+		return c, nil, wrong
+	case len(words) > 0 && (words[0] == "help" || words[0] == "version"): // whatever the environment holds
+		return c, words, nil
+	case err != nil:
+		return c, nil, err
+	case len(words) == 0 && (c.asJSON || c.passwordFromStdin):
+		return c, nil, usagef("-json and -password-stdin belong to a command; see ringward help")
 	case isPostgres(c.db) && openPostgres == nil:
 		return c, nil, usagef("this ringward has no PostgreSQL: build it with go build -tags postgres")
 	case !isPostgres(c.db) && strings.Contains(c.db, "://"):
