@@ -116,6 +116,14 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 			fmt.Fprintf(stderr, format+"\n", args...)
 		}
 	}
+	var certificates []tls.Certificate
+	if c.tlsCert != "" {
+		pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey)
+		if err != nil {
+			return usagef("-tls-cert, -tls-key: %w", err)
+		}
+		certificates = append(certificates, pair)
+	}
 	store, err := openFullStore(c.db)
 	if err != nil {
 		return err
@@ -149,8 +157,8 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		return err
 	}
 	defer listener.Close()
-	if c.certificate != nil {
-		listener = tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{*c.certificate},
+	if certificates != nil {
+		listener = tls.NewListener(listener, &tls.Config{Certificates: certificates,
 			MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
 	}
 	base := c.base(listener.Addr().String())
