@@ -174,10 +174,8 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	ended := make(chan error, 2)
 	if !isPostgres(c.db) { // other servers may run on that one: commands open it themselves
 		socket, err := listenSocket(c.db)
-		if errors.Is(err, errSocketPath) || errors.Is(err, syscall.ENOSPC) { // what can be read is still worth serving
+		if err != nil { // on a full disk, in a folder that we may only read: logins are still worth serving
 			say("warning: commands will not reach this server: %v", err)
-		} else if err != nil {
-			return err
 		} else {
 			control := newServer(admin.handler(), log)
 			control.ReadTimeout, control.WriteTimeout = 0, 0 // a backup, an import
