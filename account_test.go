@@ -170,6 +170,23 @@ func TestOwnSessions(t *testing.T) {
 	s.want(http.StatusOK, nil, "GET", "/auth/session", "", "Cookie", foreign)
 }
 
+// A list that cannot be read whole is not shown in part, to its user alone,
+// and all sessions can be ended.
+func TestDamagedSessionInTheList(t *testing.T) {
+	s := newAccountServer(t)
+	s.enter("frodo", testPassword)
+	mine, foreign := s.enter("frodo", testPassword), s.enter("sam", testPassword)
+	own, err := s.store.sessions("frodo", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	spoil(t, s.store, bucketOf[kindSession], own[0].Key[:])
+	s.want(http.StatusServiceUnavailable, nil, "GET", "/auth/sessions", "", "Cookie", mine)
+	s.want(http.StatusOK, nil, "GET", "/auth/sessions", "", "Cookie", foreign)
+	s.want(http.StatusNoContent, nil, "DELETE", "/auth/sessions", "", "Cookie", mine)
+	s.want(http.StatusOK, nil, "GET", "/auth/sessions", "", "Cookie", s.enter("frodo", testPassword))
+}
+
 func TestUserAgentCannotWriteToATerminal(t *testing.T) {
 	s := newAccountServer(t)
 	agent := "\u009b31mred \u202e\x1b]0;title\a \U0001F9DD"

@@ -340,7 +340,14 @@ func (a *Auth) handlePassword(w http.ResponseWriter, r *http.Request) {
 	}
 	now := time.Now()
 	s, id := a.sessions.next(name, a.clientAddr(r), r.UserAgent(), now)
-	if err := a.store.setPassword(u, hash, s); errors.Is(err, fs.ErrNotExist) { // replaced meanwhile
+	err := a.store.setPassword(u, hash, s)
+	if errors.Is(err, fs.ErrNotExist) { // as in handleLogin
+		if u, ok = a.verify(w, r, name, in.Current, http.StatusForbidden, refused); !ok {
+			return
+		}
+		err = a.store.setPassword(u, hash, s)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
 		writeError(w, http.StatusForbidden, refused)
 		return
 	} else if err != nil {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -521,6 +522,53 @@ func TestLoginMeetsPasswordChange(t *testing.T) {
 	}
 	if _, _, err := s.store.session(late.Key, now); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("its session: %v, want fs.ErrNotExist", err)
+	}
+}
+
+// The hash may change while a password is compared with it: one that is still
+// right is right, and one that is not anymore changes nothing.
+func TestHashChangesMeanwhile(t *testing.T) {
+	const next, others = "the road goes ever on", "not all those who wander"
+	change, _ := json.Marshal(map[string]string{"current": testPassword, "new": next})
+	for _, c := range []struct {
+		name, method, path, body string
+		meanwhile                string // the password of the hash that is written
+		status                   int
+		holds                    string // the password afterwards
+	}{
+		{"login, rewritten", "POST", "/auth/session", credentials("frodo", testPassword), testPassword, 201, testPassword},
+		{"login, replaced", "POST", "/auth/session", credentials("frodo", testPassword), others, 401, others},
+		{"change, rewritten", "PUT", "/auth/password", string(change), testPassword, 204, next},
+		{"change, replaced", "PUT", "/auth/password", string(change), others, 403, others},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newTestServer(t)
+			cookie := s.login(t)
+			var once sync.Once
+			s.slot = func(context.Context) (func(), *refusal) { // the user was read, and nothing compared yet
+				once.Do(func() {
+					was, err := s.store.user("frodo")
+					hash, failed := s.hashPassword(c.meanwhile)
+					session, _ := s.sessions.next("frodo", "", "", time.Now())
+					if err := errors.Join(err, failed, s.store.login(was, session, Key{}, hash)); err != nil {
+						t.Error(err)
+					}
+				})
+				return func() {}, nil
+			}
+			if w := s.do(c.method, c.path, c.body, "Cookie", cookie); w.Code != c.status {
+				t.Errorf("%d %s, want %d", w.Code, w.Body, c.status)
+			}
+			for _, password := range []string{testPassword, next, others} {
+				want := 401
+				if password == c.holds {
+					want = 201
+				}
+				if w := s.do("POST", "/auth/session", credentials("frodo", password)); w.Code != want {
+					t.Errorf("login with %q afterwards: %d, want %d", password, w.Code, want)
+				}
+			}
+		})
 	}
 }
 

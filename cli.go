@@ -61,17 +61,14 @@ type cli struct {
 
 // runCommand does what the words say.
 func runCommand(ctx context.Context, c config, words []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	words, err := c.commandFlags(words)
 	switch {
-	case err != nil:
-		return err
-	case len(words) > 0 && words[0] == "help":
+	case words[0] == "help":
 		_, err := io.WriteString(stdout, help)
 		return err
 	case len(words) == 1 && words[0] == "version":
 		_, err := fmt.Fprintln(stdout, "ringward", version(), runtime.Version())
 		return err
-	case len(words) > 0 && words[0] == "migrate":
+	case words[0] == "migrate":
 		return migrate(c, words[1:], stdout)
 	}
 	for _, cmd := range commands {

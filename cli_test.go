@@ -394,6 +394,26 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+// Who is lost gets help, whatever is set.
+func TestHelpIsNeverRefused(t *testing.T) {
+	for _, env := range [][2]string{{"RINGWARD_BCRYPT_COST", "99"}, {"RINGWARD_BCRYPT_COST", "ten"}, {"DATABASE_URL", "mysql://x"}} {
+		t.Run(env[0]+"="+env[1], func(t *testing.T) {
+			t.Setenv(env[0], env[1])
+			for line, want := range map[string]string{"help": help, "help me": help, "-h": help, "-help": help,
+				"user add -h": help, "version": "ringward " + version()} {
+				var stdout bytes.Buffer
+				err := run(t.Context(), strings.Fields(line), nil, &stdout, io.Discard)
+				if err != nil || !strings.HasPrefix(stdout.String(), want) {
+					t.Errorf("ringward %s: %v, %q", line, err, stdout.String())
+				}
+			}
+			if err := run(t.Context(), []string{"user", "list"}, nil, io.Discard, io.Discard); exitCode(err) != 2 {
+				t.Errorf("a command: %v (exit %d), want exit 2", err, exitCode(err))
+			}
+		})
+	}
+}
+
 // htpasswdLine is a user's line of the file.
 func htpasswdLine(user string) string {
 	for line := range strings.Lines(htpasswd) {

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"crypto/tls"
 	"errors"
 	"flag"
 	"io"
@@ -26,8 +25,8 @@ type config struct {
 	bcryptCost, passwordMin   int
 	public, upstream          *url.URL // nil: not set
 	trusted                   []netip.Prefix
-	certificate               *tls.Certificate // nil: not set
-	asJSON, passwordFromStdin bool             // of commands
+	tlsCert, tlsKey           string
+	asJSON, passwordFromStdin bool // of commands
 }
 
 //go:embed help.txt
@@ -41,15 +40,15 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	if db == "" {
 		db = "ringward.db"
 	}
-	var public, upstream, trusted, cert, key string
+	var public, upstream, trusted string
 	set.StringVar(&c.addr, "addr", "localhost:8080", "")
 	set.StringVar(&c.db, "db", db, "")
 	set.StringVar(&public, "public-url", "", "")
 	set.StringVar(&c.cookieDomain, "cookie-domain", "", "")
 	set.StringVar(&trusted, "trusted-proxies", "", "")
 	set.StringVar(&upstream, "proxy", "", "")
-	set.StringVar(&cert, "tls-cert", "", "")
-	set.StringVar(&key, "tls-key", "", "")
+	set.StringVar(&c.tlsCert, "tls-cert", "", "")
+	set.StringVar(&c.tlsKey, "tls-key", "", "")
 	set.DurationVar(&c.sessionIdle, "session-idle", 24*time.Hour, "")
 	set.DurationVar(&c.sessionMax, "session-max", 720*time.Hour, "")
 	set.IntVar(&c.bcryptCost, "bcrypt-cost", 12, "")
@@ -65,21 +64,24 @@ func parseConfig(args []string) (c config, words []string, err error) {
 			err = usagef("%s=%q is not a value for -%s", name, value, f.Name)
 		}
 	})
-	if err != nil {
-		return c, nil, err
-	}
 	set.BoolVar(&c.asJSON, "json", false, "")
 	set.BoolVar(&c.passwordFromStdin, "password-stdin", false, "")
-	if err := set.Parse(args); errors.Is(err, flag.ErrHelp) {
+	if wrong := set.Parse(args); errors.Is(wrong, flag.ErrHelp) {
 		return c, []string{"help"}, nil
-	} else if err != nil {
-		return c, nil, usagef("%w; see ringward help", err)
+	} else if wrong != nil {
+		return c, nil, usagef("%w; see ringward help", wrong)
 	}
-	if words = set.Args(); len(words) == 0 && (c.asJSON || c.passwordFromStdin) {
-		return c, nil, usagef("-json and -password-stdin belong to a command; see ringward help")
-	}
+	words, wrong := c.commandFlags(set.Args())
 
 	switch {
+	case wrong != nil:
+		return c, nil, wrong
+	case len(words) > 0 && (words[0] == "help" || words[0] == "version"): // whatever the environment holds
+		return c, words, nil
+	case err != nil:
+		return c, nil, err
+	case len(words) == 0 && (c.asJSON || c.passwordFromStdin):
+		return c, nil, usagef("-json and -password-stdin belong to a command; see ringward help")
 	case isPostgres(c.db) && openPostgres == nil:
 		return c, nil, usagef("this ringward has no PostgreSQL: build it with go build -tags postgres")
 	case !isPostgres(c.db) && strings.Contains(c.db, "://"):
@@ -110,15 +112,8 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	if c.cookieDomain != "" && c.public != nil && !under(c.public.Hostname(), c.cookieDomain) {
 		return c, nil, usagef("-public-url %s is not under -cookie-domain %s: no browser would keep the cookie", c.public, c.cookieDomain)
 	}
-	if (cert == "") != (key == "") {
+	if (c.tlsCert == "") != (c.tlsKey == "") {
 		return c, nil, usagef("-tls-cert and -tls-key go together")
-	}
-	if cert != "" {
-		pair, err := tls.LoadX509KeyPair(cert, key)
-		if err != nil {
-			return c, nil, usagef("-tls-cert, -tls-key: %w", err)
-		}
-		c.certificate = &pair
 	}
 	return c, words, nil
 }
@@ -173,7 +168,7 @@ func domain(text string) (string, error) {
 
 // scheme is what the server itself speaks.
 func (c config) scheme() string {
-	if c.certificate != nil {
+	if c.tlsCert != "" {
 		return "https"
 	}
 	return "http"
@@ -181,7 +176,7 @@ func (c config) scheme() string {
 
 // secure says whether browsers reach us by https.
 func (c config) secure() bool {
-	return c.certificate != nil || c.public != nil && c.public.Scheme == "https"
+	return c.tlsCert != "" || c.public != nil && c.public.Scheme == "https"
 }
 
 // base is where browsers reach us, as far as we know.

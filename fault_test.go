@@ -42,6 +42,7 @@ func TestFaults(t *testing.T) {
 	t.Run("first start on a full disk", p.firstStartOnFullDisk)
 	t.Run("second server", p.secondServer)
 	t.Run("files that are not ours", p.foreignFiles)
+	t.Run("folder that we may not write to", p.foreignFolder)
 	t.Run("stopped while logins wait", p.stoppedWhileLoginsWait)
 	t.Run("stderr", p.stderr)
 	t.Run("file gone", p.fileGone)
@@ -677,6 +678,17 @@ func (p faultProgram) refuses(t *testing.T, cmd *exec.Cmd, says string) {
 	}
 }
 
+// notAsRoot keeps cmd from being the superuser, who may do everything, and
+// gives it the file.
+func notAsRoot(t *testing.T, cmd *exec.Cmd, file string) {
+	t.Helper()
+	if os.Getuid() == 0 {
+		const nobody = 65534
+		noErr(t, os.Chown(file, nobody, nobody))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	}
+}
+
 func (p faultProgram) foreignFiles(t *testing.T) {
 	folder, err := os.MkdirTemp("", "ringward")
 	noErr(t, err)
@@ -701,10 +713,8 @@ func (p faultProgram) foreignFiles(t *testing.T) {
 		before, err := os.Stat(db)
 		noErr(t, err)
 		cmd := p.command(db)
-		if test.mode != 0o600 && os.Getuid() == 0 { // the superuser may read everything
-			const nobody = 65534
-			noErr(t, os.Chown(db, nobody, nobody))
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		if test.mode != 0o600 {
+			notAsRoot(t, cmd, db)
 		}
 		p.refuses(t, cmd, test.says)
 		after, err := os.Stat(db)
@@ -719,6 +729,27 @@ func (p faultProgram) foreignFiles(t *testing.T) {
 	if entries, err := os.ReadDir(folder); err != nil || len(entries) > 0 {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
+}
+
+// foreignFolder: there is no socket for commands, and logins all the same.
+func (p faultProgram) foreignFolder(t *testing.T) {
+	folder, err := os.MkdirTemp("", "ringward")
+	noErr(t, err)
+	defer os.RemoveAll(folder)
+	db := filepath.Join(folder, "test.db")
+	p.users(t, db, "frodo")
+	cmd := p.command(db)
+	notAsRoot(t, cmd, db)
+	noErr(t, os.Chmod(folder, 0o555))
+	defer os.Chmod(folder, 0o755)
+	s := startFault(t, cmd)
+	if log := s.stderr.String(); !strings.Contains(log, "commands will not reach this server") || !strings.Contains(log, "permission denied") {
+		t.Errorf("it does not warn: %s", log)
+	}
+	if r := s.login("frodo", faultPassword); r.status != 201 {
+		t.Errorf("login: %d %v", r.status, r.err)
+	}
+	s.stop(t)
 }
 
 // stoppedWhileLoginsWait: who has been let in is answered, who is answered is

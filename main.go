@@ -116,6 +116,14 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 			fmt.Fprintf(stderr, format+"\n", args...)
 		}
 	}
+	var certificates []tls.Certificate
+	if c.tlsCert != "" {
+		pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey)
+		if err != nil {
+			return usagef("-tls-cert, -tls-key: %w", err)
+		}
+		certificates = append(certificates, pair)
+	}
 	store, err := openFullStore(c.db)
 	if err != nil {
 		return err
@@ -149,8 +157,8 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		return err
 	}
 	defer listener.Close()
-	if c.certificate != nil {
-		listener = tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{*c.certificate},
+	if certificates != nil {
+		listener = tls.NewListener(listener, &tls.Config{Certificates: certificates,
 			MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
 	}
 	base := c.base(listener.Addr().String())
@@ -166,10 +174,8 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	ended := make(chan error, 2)
 	if !isPostgres(c.db) { // other servers may run on that one: commands open it themselves
 		socket, err := listenSocket(c.db)
-		if errors.Is(err, errSocketPath) || errors.Is(err, syscall.ENOSPC) { // what can be read is still worth serving
+		if err != nil { // on a full disk, in a folder that we may only read: logins are still worth serving
 			say("warning: commands will not reach this server: %v", err)
-		} else if err != nil {
-			return err
 		} else {
 			control := newServer(admin.handler(), log)
 			control.ReadTimeout, control.WriteTimeout = 0, 0 // a backup, an import

@@ -55,7 +55,7 @@ func TestConfiguration(t *testing.T) {
 		{args: "-proxy http://127.0.0.1:3000", ok: func(c config) bool { return c.upstream.Host == "127.0.0.1:3000" }},
 		{args: "-proxy 127.0.0.1:3000", says: "-proxy"},
 		{args: "-tls-cert a.pem", says: "go together"},
-		{args: "-tls-cert a.pem -tls-key b.pem", says: "a.pem"},
+		{args: "-tls-cert a.pem -tls-key b.pem", ok: func(c config) bool { return c.secure() && c.base("127.0.0.1:1") == "https://127.0.0.1:1" }},
 		{args: "-bcrypt-cost 9", says: "10 to 15"},
 		{args: "-bcrypt-cost 16", says: "10 to 15"},
 		{args: "-password-min 7", says: "8 to 64"},
@@ -271,6 +271,13 @@ func TestStartFails(t *testing.T) {
 		if err := run(t.Context(), args, nil, io.Discard, io.Discard); exitCode(err) != 1 {
 			t.Errorf("%s: %v (exit %d), want exit 1", name, err, exitCode(err))
 		}
+	}
+	tls := []string{"-addr", "127.0.0.1:0", "-db", db, "-tls-cert", filepath.Join(folder, "none.pem"), "-tls-key", "none.key"}
+	if err := run(t.Context(), tls, nil, io.Discard, io.Discard); exitCode(err) != 2 || !strings.Contains(err.Error(), "none.pem") {
+		t.Errorf("no certificate: %v (exit %d), want exit 2", err, exitCode(err))
+	}
+	if err := run(t.Context(), append(tls, "user", "list"), nil, io.Discard, io.Discard); err != nil {
+		t.Errorf("a command, which needs none: %v", err)
 	}
 	store, err := openStore(db) // it let go of the file
 	if err != nil {

@@ -242,6 +242,8 @@ func createStore(path string) error {
 func publish(temp, path string) error {
 	err := os.Link(temp, path)
 	if err != nil && !errors.Is(err, fs.ErrExist) { // a file system without hard links
+		// What appears between the two is replaced. To hold the name with an
+		// empty file is worse: killed there, it keeps every next start out.
 		if _, missing := os.Lstat(path); !errors.Is(missing, fs.ErrNotExist) {
 			return fs.ErrExist
 		}
