@@ -112,7 +112,13 @@ func (a *Auth) requireLogin(next http.Handler) http.Handler {
 			a.deny(w, r, err)
 			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), loginKey{}, l)))
+		if room, ok := r.Context().Value(loginKey{}).(*Login); ok { // somebody around us made it
+			*room = l
+		} else {
+			own := l
+			r = r.WithContext(context.WithValue(r.Context(), loginKey{}, &own))
+		}
+		next.ServeHTTP(w, r)
 	})
 }
 
@@ -131,8 +137,10 @@ type loginKey struct{}
 
 // loginOf answers who sent a request that came through requireLogin.
 func loginOf(r *http.Request) Login {
-	l, _ := r.Context().Value(loginKey{}).(Login)
-	return l
+	if l, ok := r.Context().Value(loginKey{}).(*Login); ok {
+		return *l
+	}
+	return Login{}
 }
 
 // check is the one decision: who is this request? It only reads. Nobody is
@@ -161,7 +169,7 @@ func bearer(h http.Header) (secret string, ok bool) {
 
 // identify is check and what follows from it: the session is renewed.
 func (a *Auth) identify(w http.ResponseWriter, r *http.Request) (Login, error) {
-	w.Header().Set("Cache-Control", "no-store")
+	w.Header()["Cache-Control"] = noStore
 	now := time.Now()
 	l, err := a.check(r, now)
 	if err != nil {
@@ -562,9 +570,17 @@ func encode(v any) []byte {
 	return body
 }
 
+// Header values that answers share, which saves making them for each.
+var (
+	jsonType = []string{"application/json"}
+	noStore  = []string{"no-store"}
+)
+
 func writeBody(w http.ResponseWriter, status int, body []byte) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.Header()["Content-Type"] = jsonType
+	if len(body) > 2<<10 { // net/http counts what its buffer holds
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	}
 	w.WriteHeader(status)
 	w.Write(body)
 }

@@ -33,7 +33,7 @@ func BenchmarkProxy(b *testing.B) {
 	s.addr = gateway.clientAddr
 	lines := newLineWriter()
 	go lines.run(io.Discard)
-	defer close(lines.lines)
+	defer lines.end()
 	log := newLogger(lines, false)
 	guarded := httptest.NewUnstartedServer(nil)
 	guarded.Config = newServer(&Protect{next: routes(s.Auth, s.store.(fullStore), gateway), log: log, addr: s.addr}, log)

@@ -8,30 +8,40 @@ import (
 	"io"
 	"log/slog"
 	"runtime"
-	"sync/atomic"
+	"sync"
 	"time"
 )
 
 // lineWriter is an io.Writer that does not block, and that takes lines even
 // after its end. A Write is one line or more.
 type lineWriter struct {
-	lines   chan []byte
+	mu      sync.Mutex
+	lines   []byte // that wait to be written
+	dropped int
+	more    chan struct{} // there are lines where there were none
 	ended   chan struct{}
-	dropped atomic.Int64
 }
 
-const maxLines = 4096 // that wait to be written
+const maxLines = 1 << 20 // bytes
 
 func newLineWriter() *lineWriter {
-	return &lineWriter{lines: make(chan []byte, maxLines), ended: make(chan struct{})}
+	return &lineWriter{more: make(chan struct{}, 1), ended: make(chan struct{})}
 }
 
 func (l *lineWriter) Write(line []byte) (int, error) {
-	select {
-	case l.lines <- append([]byte(nil), line...):
-	default:
-		l.dropped.Add(1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.lines)+len(line) > maxLines {
+		l.dropped++
+		return len(line), nil
 	}
+	if len(l.lines) == 0 {
+		select {
+		case l.more <- struct{}{}:
+		default:
+		}
+	}
+	l.lines = append(l.lines, line...)
 	return len(line), nil
 }
 
@@ -42,25 +52,25 @@ func (l *lineWriter) end() { close(l.ended) }
 func (l *lineWriter) run(w io.Writer) {
 	var batch []byte
 	for ended := false; ; {
-		batch = batch[:0]
 		if !ended {
 			select {
-			case line := <-l.lines:
-				batch = append(batch, line...)
+			case <-l.more:
 				runtime.Gosched() // requests that can go on do so first, and one write takes their lines along
 			case <-l.ended:
 				ended = true
 			}
 		}
-		for more := len(l.lines); more > 0 && len(batch) < 64<<10; more-- {
-			batch = append(batch, <-l.lines...) // nobody else takes any
-		}
-		if len(batch) == 0 {
+		var dropped int
+		l.mu.Lock()
+		batch, l.lines = l.lines, batch[:0]
+		dropped, l.dropped = l.dropped, 0
+		l.mu.Unlock()
+		if len(batch) == 0 && ended {
 			return
 		}
 		w.Write(batch)
-		if n := l.dropped.Swap(0); n > 0 {
-			newLogger(w, batch[0] == '{').Warn("log lines were dropped", "lines", n)
+		if dropped > 0 {
+			newLogger(w, batch[0] == '{').Warn("log lines were dropped", "lines", dropped)
 		}
 	}
 }

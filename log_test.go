@@ -24,7 +24,7 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 func TestLinesAreWrittenInOrderToTheEnd(t *testing.T) {
 	lines, out := newLineWriter(), new(bytes.Buffer)
 	var want strings.Builder
-	for i := range maxLines {
+	for i := range maxLines / len("line 12345\n") {
 		line := []byte(fmt.Sprintf("line %d\n", i))
 		want.Write(line)
 		if n, err := lines.Write(line); n != len(line) || err != nil {
@@ -70,11 +70,14 @@ func TestStuckStderrStopsNothing(t *testing.T) {
 			close(finished)
 		}()
 		log := newLogger(lines, asJSON)
-		for i := range 3 * maxLines { // run may have taken a batch already
+		const sent = 3 * maxLines / len("time=2006-01-02T15:04:05.000Z level=INFO msg=request i=0\n")
+		for i := range sent { // run may have taken a batch already
 			log.Info("request", "i", i)
 		}
-		dropped := lines.dropped.Load()
-		if dropped < maxLines {
+		lines.mu.Lock()
+		dropped := lines.dropped
+		lines.mu.Unlock()
+		if dropped < sent/4 {
 			t.Fatalf("%d dropped", dropped)
 		}
 		close(stuck)
@@ -93,8 +96,8 @@ func TestStuckStderrStopsNothing(t *testing.T) {
 				}
 			}
 		}
-		if noted != 1 || int64(written) != 3*maxLines-dropped+1 {
-			t.Errorf("%d lines of which %d tell of those dropped, want %d and 1", written, noted, 3*maxLines-dropped+1)
+		if noted != 1 || written != sent-dropped+1 {
+			t.Errorf("%d lines of which %d tell of those dropped, want %d and 1", written, noted, sent-dropped+1)
 		}
 	}
 }
@@ -107,7 +110,7 @@ func TestFailingStderrStopsNothing(t *testing.T) {
 		lines.run(writerFunc(func([]byte) (int, error) { calls++; return 0, errors.New("no space left on device") }))
 		close(finished)
 	}()
-	for range 2 * maxLines {
+	for range 2 * maxLines / 50 {
 		log.Info("request")
 	}
 	lines.end()
@@ -122,8 +125,11 @@ func TestLineAfterTheEnd(t *testing.T) {
 	lines := newLineWriter()
 	lines.end()
 	lines.run(io.Discard)
-	for range 2 * maxLines {
+	for range 2 * maxLines / 5 {
 		lines.Write([]byte("late\n"))
+	}
+	if len(lines.lines) > maxLines {
+		t.Errorf("%d bytes wait", len(lines.lines))
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -29,13 +28,25 @@ type Protect struct {
 	hsts   bool   // browsers reach us by https under the public name
 }
 
-// requestInfo is what is known of a request besides the request.
+// requestInfo is the context of a request, and what is known of it besides.
 type requestInfo struct {
-	id   string // also in the answer to a request that failed, for the operator to find
-	user string // "" until somebody is logged in
+	context.Context
+	id    string // also in the answer to a request that failed, for the operator to find
+	user  string // "" until somebody is logged in
+	login Login  // room for that of requireLogin
 }
 
 type infoKey struct{}
+
+func (i *requestInfo) Value(key any) any {
+	switch key {
+	case infoKey{}:
+		return i
+	case loginKey{}:
+		return &i.login
+	}
+	return i.Context.Value(key)
+}
 
 func infoOf(ctx context.Context) *requestInfo {
 	info, _ := ctx.Value(infoKey{}).(*requestInfo)
@@ -50,21 +61,24 @@ func seenUser(r *http.Request, name string) {
 }
 
 // ownHeaders are on every answer of our own; a tool behind us sets its own.
-var ownHeaders = map[string][]string{
-	"Cache-Control": {"no-store"},
-	"Content-Security-Policy": {"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
-		"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"},
-	"Cross-Origin-Opener-Policy":   {"same-origin"},
-	"Cross-Origin-Resource-Policy": {"same-origin"},
-	"Referrer-Policy":              {"same-origin"},
-	"X-Content-Type-Options":       {"nosniff"},
-	"X-Frame-Options":              {"DENY"}, // frame-ancestors for browsers older than that
+var ownHeaders = []struct {
+	name  string
+	value []string
+}{
+	{"Cache-Control", noStore},
+	{"Content-Security-Policy", []string{"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+		"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"}},
+	{"Cross-Origin-Opener-Policy", []string{"same-origin"}},
+	{"Cross-Origin-Resource-Policy", []string{"same-origin"}},
+	{"Referrer-Policy", []string{"same-origin"}},
+	{"X-Content-Type-Options", []string{"nosniff"}},
+	{"X-Frame-Options", []string{"DENY"}}, // frame-ancestors for browsers older than that
 }
 
 func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	info := &requestInfo{id: rand.Text()[:16]}
-	r = r.WithContext(context.WithValue(r.Context(), infoKey{}, info))
+	info := &requestInfo{Context: r.Context(), id: rand.Text()[:16]}
+	r = r.WithContext(info)
 	answer := &answerWriter{ResponseWriter: w}
 	p.setHeaders(w.Header())
 	defer func() {
@@ -81,10 +95,12 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if failure == nil {
 			answer.begun(http.StatusOK) // as net/http does for a handler that answered nothing
 		}
-		p.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
-			slog.String("method", cut(r.Method, 16)), slog.String("path", shownPath(r.URL.Path)),
-			slog.Int("status", answer.status), slog.Duration("duration", time.Since(start)),
-			slog.String("user", info.user), slog.String("addr", p.addr(r)))
+		end := time.Now()
+		line := slog.NewRecord(end, slog.LevelInfo, "request", 0)
+		line.AddAttrs(slog.String("method", cut(r.Method, 16)), slog.String("path", shownPath(r.URL.Path)),
+			slog.Int("status", answer.status), slog.Duration("duration", end.Sub(start)),
+			slog.String("user", info.user), slog.String("addr", p.addr(r)), slog.String("id", info.id))
+		p.log.Handler().Handle(context.Background(), line)
 		if failure != nil {
 			panic(http.ErrAbortHandler) // half an answer must not look like a whole one
 		}
@@ -101,7 +117,9 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *Protect) setHeaders(h http.Header) {
-	maps.Copy(h, ownHeaders)
+	for _, own := range ownHeaders {
+		h[own.name] = own.value
+	}
 	if p.hsts {
 		h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains") // a year, as ASVS 3.4.1 asks
 	}
