@@ -129,9 +129,9 @@ func under(host, domain string) bool {
 	return host == domain || strings.HasSuffix(host, "."+domain)
 }
 
-// secretInPath is an invite, also where somebody spelled its path wrong, or an
-// API token, and what follows it.
-var secretInPath = regexp.MustCompile(`(?is)(/invites?/|rw_).+`)
+// secretInPath is an invite, also where somebody spelled its path or link
+// wrong, or an API token, and what follows it.
+var secretInPath = regexp.MustCompile(`(?is)(/invites?[^a-z]|rw_).+`)
 
 // shownPath is the path for the log: cut, without secrets, and escaped again,
 // because JSON lets through what is an end of line or a command to a terminal.

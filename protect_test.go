@@ -353,6 +353,11 @@ func TestPathInTheLog(t *testing.T) {
 		{"/auth/invite/" + secret, "/auth/invite/..."},
 		{"/auth//invites//" + secret, "/auth//invites/..."},
 		{"/auth/invites/\n" + secret, "/auth/invites/..."},
+		{"/auth/invite#" + secret, "/auth/invite%23..."}, // of a link whose # was escaped on its way
+		{"/auth/invite%23" + secret, "/auth/invite%25..."},
+		{"/auth/invites%2F" + secret, "/auth/invites%25..."},
+		{"/auth/invite\u00a0" + secret, "/auth/invite%C2%A0..."},
+		{"/auth/invitees", "/auth/invitees"},
 		{"/ȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺ/invites/" + secret, "/%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA/invites/..."},
 		{"/auth/tokens/rw_" + secret, "/auth/tokens/rw_..."},
 		{"/auth/invite", "/auth/invite"},
