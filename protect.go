@@ -111,7 +111,10 @@ func (p *Protect) setHeaders(h http.Header) {
 // had its name resolve to our address, and is then no stranger to the browser.
 func (p *Protect) names(hostport string) bool {
 	host := hostport
-	if h, _, err := net.SplitHostPort(hostport); err == nil {
+	if h, port, err := net.SplitHostPort(hostport); err == nil {
+		if strings.Trim(port, "0123456789") != "" { // net/http takes anything, of HTTP/2 even spaces, and tools are told it
+			return false
+		}
 		host = h
 	} else {
 		host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")

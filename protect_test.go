@@ -303,6 +303,11 @@ func TestHost(t *testing.T) {
 		{"2130706433", false, false, false},
 		{"0x7f.1", false, false, false},
 		{"localhost, evil.test", false, false, false},
+		{"localhost:", true, true, true},
+		{"localhost:,evil.test", false, false, false},
+		{"localhost:80/evil.test", false, false, false},
+		{"127.0.0.1:\"><script>", false, false, false},
+		{"[::1]:a b", false, false, false},
 		{"evil.test localhost", false, false, false},
 		{"loсalhost", false, false, false},
 	} {
