@@ -82,7 +82,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			answer.begun(http.StatusOK) // as net/http does for a handler that answered nothing
 		}
 		p.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
-			slog.String("method", cut(r.Method, 16)), slog.String("path", shownPath(r.URL.Path)),
+			slog.String("method", url.PathEscape(cut(r.Method, 16))), slog.String("path", shownPath(r.URL.Path)),
 			slog.Int("status", answer.status), slog.Duration("duration", time.Since(start)),
 			slog.String("user", info.user), slog.String("addr", p.addr(r)))
 		if failure != nil {

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -184,6 +185,19 @@ func TestEveryRequestHasItsLine(t *testing.T) {
 	}
 	if len(ids) != len(cases) {
 		t.Errorf("an id is there twice: %v", ids)
+	}
+}
+
+// Over HTTP/2 a method is any text.
+func TestMethodInTheLog(t *testing.T) {
+	for _, method := range append([]string{"GET", "M-SEARCH"}, nastyText...) {
+		log := new(bytes.Buffer)
+		p := &Protect{next: http.NotFoundHandler(), log: newLogger(log, true), addr: func(*http.Request) string { return "" }}
+		p.ServeHTTP(httptest.NewRecorder(), &http.Request{Method: method, Host: "localhost", URL: &url.URL{Path: "/"}})
+		shown, _ := logLines(t, log.String())[0]["method"].(string)
+		if strings.Trim(method, "ACEGHMRST-") == "" && shown != method || len(shown) > 100 || strings.ContainsFunc(shown, func(c rune) bool { return c <= ' ' || c > '~' }) {
+			t.Errorf("%.20q is shown as %q", method, shown)
+		}
 	}
 }
 
