@@ -385,6 +385,45 @@ func TestPathsReachTheToolAsSent(t *testing.T) {
 	})
 }
 
+// HTTP/2 lets spaces through that would end the address in the tool's request line.
+func TestSpacesOfHTTP2(t *testing.T) {
+	tool := httptest.NewServer(http.HandlerFunc(echo))
+	defer tool.Close()
+	upstream, err := url.Parse(tool.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newTestServer(t)
+	gateway := &Gateway{auth: s.Auth, upstream: upstream}
+	server := httptest.NewUnstartedServer(s.requireLogin(gateway.proxy()))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	for _, c := range [][2]string{
+		{"/a b", "/a%20b"},
+		{"/x HTTP/1.0", "/x%20HTTP/1.0"},
+		{"/a?b c", "/a?b%20c"},
+		{"/a b\"c?d=%zz e", "/a%20b\"c?d=%zz%20e"},
+		{"/a%20b?c+d", "/a%20b?c+d"},
+	} {
+		r, err := http.NewRequest("GET", server.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.URL.Opaque = c[0]
+		r.Header.Set("Cookie", s.login(t))
+		answer, err := server.Client().Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got received
+		if err := json.NewDecoder(answer.Body).Decode(&got); answer.ProtoMajor != 2 || err != nil || got.URI != c[1] {
+			t.Errorf("the tool got %q of %q: %s %s %v", got.URI, c[0], answer.Proto, answer.Status, err)
+		}
+		answer.Body.Close()
+	}
+}
+
 func TestNothingReachesTheToolWithoutLogin(t *testing.T) {
 	reached := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { t.Errorf("the tool got %s %s", r.Method, r.RequestURI) })
 	inFront(t, reached, trust("192.0.2.0/24"), func(t *testing.T, f *front) {
