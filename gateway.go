@@ -252,7 +252,7 @@ var errSessionOver = errors.New("session over")
 
 // proxy passes requests on to the tool; it belongs behind requireLogin. What
 // the tool answers passes as it is, but for the cookie of a renewed session,
-// and for Cache-Control where the tool has none.
+// and for Cache-Control where there is that or the tool has none.
 func (g *Gateway) proxy() http.Handler {
 	return g.proxyOver((&net.Dialer{Timeout: 10 * time.Second}).DialContext)
 }
@@ -293,7 +293,7 @@ func (g *Gateway) proxyOver(dial func(ctx context.Context, network, addr string)
 			if len(own["Set-Cookie"]) > 0 {
 				answer.Header["Set-Cookie"] = append(answer.Header["Set-Cookie"], own["Set-Cookie"]...)
 			}
-			if answer.Header["Cache-Control"] == nil {
+			if answer.Header["Cache-Control"] == nil || len(own["Set-Cookie"]) > 0 { // a cache would hand the session to others
 				answer.Header["Cache-Control"] = own["Cache-Control"]
 			}
 			return nil
