@@ -1286,6 +1286,10 @@ func TestVerify(t *testing.T) {
 			headers: []string{"X-Forwarded-Method", "POST", "X-Forwarded-Host", "tool.example.com", "Origin", "https://tool.example.com"}},
 		{what: "an upgrade of another site", target: "/auth/verify?redirect", from: proxy, cookie: cookie, status: 403,
 			headers: []string{"Upgrade", "websocket", "Sec-Fetch-Site", "cross-site"}},
+		{what: "a WebSocket of another site", target: "/auth/verify?redirect", from: proxy, cookie: cookie, status: 403,
+			headers: []string{"Sec-Websocket-Version", "13", "Origin", "http://evil.test"}},
+		{what: "a WebSocket of our own", target: "/auth/verify?redirect", from: proxy, cookie: cookie, status: 204,
+			headers: []string{"Sec-Websocket-Version", "13", "X-Forwarded-Host", "tool.example.com", "Origin", "https://tool.example.com"}},
 	} {
 		g := &Gateway{auth: s.Auth, domain: c.domain}
 		trust("10.0.0.0/8")(g)
