@@ -24,6 +24,7 @@ type Token struct {
 	Created time.Time
 	Expires time.Time // zero: never
 	Used    time.Time // zero: never; kept to the hour
+	By      Key       // the session that asks for it; zero: the operator; not kept
 }
 
 // Invite lets a person set a password, once. An empty User is the invite of an
@@ -55,8 +56,9 @@ type accountStore interface {
 	sessions(user string, now time.Time) ([]Session, error)
 	endSessions(user string) error
 
-	// addToken is fs.ErrExist where the user has a token of that name, and
-	// errTooMany.
+	// addToken is fs.ErrExist where the user has a token of that name,
+	// errTooMany, and fs.ErrNotExist where t.By has ended: it must not live on
+	// in a token.
 	addToken(t Token) error
 	// tokens answers those of one user, the oldest first, or of all for "",
 	// expired ones too.
@@ -108,6 +110,11 @@ func (b *boltStore) addToken(t Token) error {
 	return b.update(func(tx *bolt.Tx) error {
 		if u, err := getUser(tx, t.User); err != nil || u.Disabled {
 			return errors.Join(err, fs.ErrNotExist)
+		}
+		if t.By != (Key{}) {
+			if _, err := getLive(tx, t.By, t.Created); err != nil {
+				return err
+			}
 		}
 		n := 0
 		err := eachKey(tx, kindToken, t.User, func(k Key) error {
@@ -406,14 +413,15 @@ func (a *Account) handleAddToken(w http.ResponseWriter, r *http.Request) {
 	if !readJSON(w, r, &in) {
 		return
 	}
-	t, secret, err := newToken(loginOf(r).User.Name, in.Name, in.Expires, time.Now())
-	if err == nil {
+	l := loginOf(r)
+	t, secret, err := newToken(l.User.Name, in.Name, in.Expires, time.Now())
+	if t.By = l.Session.Key; err == nil {
 		err = a.store.addToken(t)
 	}
 	if problem := tokenProblem(err); problem != "" {
 		writeError(w, http.StatusUnprocessableEntity, problem)
 		return
-	} else if errors.Is(err, fs.ErrNotExist) { // the user went meanwhile
+	} else if errors.Is(err, fs.ErrNotExist) { // the user went or the session ended while the body came
 		a.deny(w, r, err)
 		return
 	} else if err != nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -612,6 +613,49 @@ func TestTokenEnds(t *testing.T) {
 		}
 		s.store.close()
 	})
+}
+
+// lateBody is one before whose last bytes something else happens.
+type lateBody struct {
+	io.Reader
+	first func()
+}
+
+func (s *lateBody) Read(b []byte) (int, error) {
+	if s.first != nil {
+		s.first()
+		s.first = nil
+	}
+	return s.Reader.Read(b)
+}
+
+// A session that ends while it asks for a token would live on in it.
+func TestNoTokenForAnEndedSession(t *testing.T) {
+	for _, end := range []struct {
+		status             int
+		method, path, body string
+	}{
+		{204, "DELETE", "/auth/session", ""},
+		{204, "DELETE", "/auth/sessions", ""},
+		{204, "PUT", "/auth/password", `{"current":"` + testPassword + `","new":"` + newPassword + `"}`},
+		{201, "POST", "/auth/invites/", `{"password":"` + newPassword + `"}`},
+	} {
+		s := newAccountServer(t)
+		cookie := s.enter("frodo", testPassword)
+		if end.status == 201 {
+			end.path += s.invite("frodo")
+		}
+		r := httptest.NewRequest("POST", "/auth/tokens", &lateBody{strings.NewReader(`{"name":"x"}`), func() {
+			s.want(end.status, nil, end.method, end.path, end.body, "Cookie", cookie)
+		}})
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Cookie", cookie)
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if n := s.records(kindToken, "frodo"); w.Code != http.StatusUnauthorized || n != 0 {
+			t.Errorf("%s %s: got %d %s, tokens: %d", end.method, end.path, w.Code, w.Body, n)
+		}
+	}
 }
 
 // records counts a user's, expired or not.

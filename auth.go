@@ -208,7 +208,8 @@ func (a *Auth) unavailable(w http.ResponseWriter, r *http.Request, err error) {
 // upgrades, which go on to carry writes.
 func (a *Auth) sameSite(w http.ResponseWriter, r *http.Request) bool {
 	judged := r
-	if r.Header.Get("Upgrade") != "" {
+	// A gateway that asks about a WebSocket keeps Upgrade to itself, as nginx does.
+	if r.Header.Get("Upgrade") != "" || r.Header.Get("Sec-WebSocket-Version") != "" {
 		judged = &http.Request{Method: http.MethodPost, Host: r.Host, Header: r.Header, URL: r.URL}
 	}
 	err := a.crossOrigin.Check(judged)

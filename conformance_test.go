@@ -60,6 +60,7 @@ func conformance(t *testing.T, open func(*testing.T) fullStore) {
 		{"sweep stops when told", conformed.testSweepStops},
 		{"token", conformed.testToken},
 		{"a token ends at the instant", conformed.testTokenEnds},
+		{"an ended session gets no token", conformed.testTokenBySession},
 		{"tokens are limited", conformed.testTokenLimits},
 		{"use of a token", conformed.testUseToken},
 		{"invite", conformed.testInvite},
@@ -769,6 +770,37 @@ func (c conformed) testTokenEnds() {
 	got, _, err := c.token(ever.Key, noon.AddDate(1000, 0, 0))
 	if c.is("one that never expires", err, nil); got != ever {
 		c.Errorf("got %+v, want %+v", got, ever)
+	}
+}
+
+func (c conformed) testTokenBySession() {
+	frodo := c.add("frodo")
+	s := c.in(frodo, noon)
+	add := func(at time.Time) error {
+		k := newKey()
+		return c.addToken(Token{Key: k, User: "frodo", Name: k.handle(), Created: at, By: s.Key})
+	}
+	c.is("a live one", add(noon), nil)
+	c.is("just before its end", add(s.expires().Add(-time.Microsecond)), nil)
+	c.is("at its end", add(s.expires()), fs.ErrNotExist)
+	c.must(c.endSession(s.Key))
+	c.is("one that was ended", add(noon), fs.ErrNotExist)
+	if all, err := c.tokens("frodo"); err != nil || len(all) != 2 {
+		c.Errorf("%d tokens, %v, want 2", len(all), err)
+	}
+	// A stolen session asks again and again while an invite ends all.
+	for range 10 {
+		s = c.in(frodo, noon)
+		i := c.addNewInvite("frodo")
+		c.together(4, func(n int) error {
+			if n > 0 {
+				return add(noon)
+			}
+			return c.acceptInvite(i.Key, frodo, newSession("frodo", noon), Key{})
+		}, fs.ErrNotExist)
+		if all, err := c.tokens("frodo"); err != nil || len(all) != 0 {
+			c.Errorf("%d tokens outlived the invite, %v", len(all), err)
+		}
 	}
 }
 

@@ -853,7 +853,7 @@ func (p faultProgram) stderr(t *testing.T) {
 			eventuallyTrue(t, func() bool { return s.do("GET", "/healthz", "", "").status == 200 })
 			requests := 100
 			if name == "unread" {
-				requests = 2 * maxLines // more than wait in the process, and in the pipe (64 KiB)
+				requests = 2 * maxLines / 150 // bytes of a line; more than wait in the process, and in the pipe (64 KiB)
 			}
 			for n := range requests {
 				if r := s.do("GET", "/auth/session", "", ""); r.status != 401 {

@@ -252,7 +252,7 @@ var errSessionOver = errors.New("session over")
 
 // proxy passes requests on to the tool; it belongs behind requireLogin. What
 // the tool answers passes as it is, but for the cookie of a renewed session,
-// and for Cache-Control where the tool has none.
+// and for Cache-Control where there is that or the tool has none.
 func (g *Gateway) proxy() http.Handler {
 	return g.proxyOver((&net.Dialer{Timeout: 10 * time.Second}).DialContext)
 }
@@ -293,7 +293,7 @@ func (g *Gateway) proxyOver(dial func(ctx context.Context, network, addr string)
 			if len(own["Set-Cookie"]) > 0 {
 				answer.Header["Set-Cookie"] = append(answer.Header["Set-Cookie"], own["Set-Cookie"]...)
 			}
-			if answer.Header["Cache-Control"] == nil {
+			if answer.Header["Cache-Control"] == nil || len(own["Set-Cookie"]) > 0 { // a cache would hand the session to others
 				answer.Header["Cache-Control"] = own["Cache-Control"]
 			}
 			return nil
@@ -398,11 +398,11 @@ func (p *running) limit(t time.Time) {
 func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	in, out := p.In, p.Out
 	out.URL.Scheme, out.URL.Host, out.URL.User = g.upstream.Scheme, g.upstream.Host, nil
-	out.URL.RawQuery = in.URL.RawQuery // ReverseProxy cleans it of what net/url cannot read
+	out.URL.RawQuery = noSpace(in.URL.RawQuery) // ReverseProxy cleans it of what net/url cannot read
 	// The path as it was sent, with what net/url would have escaped. It would
 	// take one that begins with two slashes for a host.
 	if path, _, _ := strings.Cut(in.RequestURI, "?"); strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") && path != in.URL.EscapedPath() {
-		out.URL.Opaque = path
+		out.URL.Opaque = noSpace(path)
 	}
 	out.Trailer = nil // may hold what headers may not
 	for name := range out.Header {
@@ -423,6 +423,10 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	out.Header["X-Forwarded-Host"] = []string{g.host(in)}
 	out.Header["X-Forwarded-Proto"] = []string{g.scheme(in)}
 }
+
+// noSpace escapes what HTTP/2 lets through, and what would end the address in
+// the tool's request line.
+func noSpace(uri string) string { return strings.ReplaceAll(uri, " ", "%20") }
 
 // ours says whether a header is one by which proxies say who and where a
 // client is.

@@ -385,6 +385,45 @@ func TestPathsReachTheToolAsSent(t *testing.T) {
 	})
 }
 
+// HTTP/2 lets spaces through that would end the address in the tool's request line.
+func TestSpacesOfHTTP2(t *testing.T) {
+	tool := httptest.NewServer(http.HandlerFunc(echo))
+	defer tool.Close()
+	upstream, err := url.Parse(tool.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newTestServer(t)
+	gateway := &Gateway{auth: s.Auth, upstream: upstream}
+	server := httptest.NewUnstartedServer(s.requireLogin(gateway.proxy()))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	for _, c := range [][2]string{
+		{"/a b", "/a%20b"},
+		{"/x HTTP/1.0", "/x%20HTTP/1.0"},
+		{"/a?b c", "/a?b%20c"},
+		{"/a b\"c?d=%zz e", "/a%20b\"c?d=%zz%20e"},
+		{"/a%20b?c+d", "/a%20b?c+d"},
+	} {
+		r, err := http.NewRequest("GET", server.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.URL.Opaque = c[0]
+		r.Header.Set("Cookie", s.login(t))
+		answer, err := server.Client().Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got received
+		if err := json.NewDecoder(answer.Body).Decode(&got); answer.ProtoMajor != 2 || err != nil || got.URI != c[1] {
+			t.Errorf("the tool got %q of %q: %s %s %v", got.URI, c[0], answer.Proto, answer.Status, err)
+		}
+		answer.Body.Close()
+	}
+}
+
 func TestNothingReachesTheToolWithoutLogin(t *testing.T) {
 	reached := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { t.Errorf("the tool got %s %s", r.Method, r.RequestURI) })
 	inFront(t, reached, trust("192.0.2.0/24"), func(t *testing.T, f *front) {
@@ -448,7 +487,7 @@ func TestAnswersPassAsTheyAre(t *testing.T) {
 			w.Header().Set("Link", "</x.css>")
 			w.WriteHeader(http.StatusEarlyHints)
 		case "/cached":
-			w.Header().Set("Cache-Control", "private, max-age=60")
+			w.Header().Set("Cache-Control", "public, max-age=60")
 		case "/trailer":
 			w.Header().Set("Trailer", "Sum")
 			defer w.Header().Set("Sum", "42")
@@ -503,12 +542,11 @@ func TestAnswersPassAsTheyAre(t *testing.T) {
 			if len(cookies) != 3 || cookies[0] != "tool=1; Path=/reports" || cookies[1] != "other=2" || !strings.HasPrefix(cookies[2], f.cookie+";") {
 				t.Errorf("%s: got cookies %q", path, cookies)
 			}
-			caching := "no-store"
-			if path == "/cached" {
-				caching = "private, max-age=60"
-			}
-			if got := answer.Header["Cache-Control"]; len(got) != 1 || got[0] != caching {
+			if got := answer.Header["Cache-Control"]; len(got) != 1 || got[0] != "no-store" { // a cache would hand the session to others
 				t.Errorf("%s: got Cache-Control %q", path, got)
+			}
+			if answer, _ := f.send(get("/cached")); answer.Header.Get("Cache-Control") != "public, max-age=60" || len(answer.Header["Set-Cookie"]) != 2 {
+				t.Errorf("without a session in it: %v", answer.Header)
 			}
 			if path == "/trailer" && answer.Trailer.Get("Sum") != "42" {
 				t.Errorf("got trailer %v", answer.Trailer)
@@ -1249,6 +1287,10 @@ func TestVerify(t *testing.T) {
 			headers: []string{"X-Forwarded-Method", "POST", "X-Forwarded-Host", "tool.example.com", "Origin", "https://tool.example.com"}},
 		{what: "an upgrade of another site", target: "/auth/verify?redirect", from: proxy, cookie: cookie, status: 403,
 			headers: []string{"Upgrade", "websocket", "Sec-Fetch-Site", "cross-site"}},
+		{what: "a WebSocket of another site", target: "/auth/verify?redirect", from: proxy, cookie: cookie, status: 403,
+			headers: []string{"Sec-Websocket-Version", "13", "Origin", "http://evil.test"}},
+		{what: "a WebSocket of our own", target: "/auth/verify?redirect", from: proxy, cookie: cookie, status: 204,
+			headers: []string{"Sec-Websocket-Version", "13", "X-Forwarded-Host", "tool.example.com", "Origin", "https://tool.example.com"}},
 	} {
 		g := &Gateway{auth: s.Auth, domain: c.domain}
 		trust("10.0.0.0/8")(g)

@@ -97,7 +97,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		end := time.Now()
 		line := slog.NewRecord(end, slog.LevelInfo, "request", 0)
-		line.AddAttrs(slog.String("method", cut(r.Method, 16)), slog.String("path", shownPath(r.URL.Path)),
+		line.AddAttrs(slog.String("method", url.PathEscape(cut(r.Method, 16))), slog.String("path", shownPath(r.URL.Path)),
 			slog.Int("status", answer.status), slog.Duration("duration", end.Sub(start)),
 			slog.String("user", info.user), slog.String("addr", p.addr(r)), slog.String("id", info.id))
 		p.log.Handler().Handle(context.Background(), line)
@@ -129,7 +129,10 @@ func (p *Protect) setHeaders(h http.Header) {
 // had its name resolve to our address, and is then no stranger to the browser.
 func (p *Protect) names(hostport string) bool {
 	host := hostport
-	if h, _, err := net.SplitHostPort(hostport); err == nil {
+	if h, port, err := net.SplitHostPort(hostport); err == nil {
+		if strings.Trim(port, "0123456789") != "" { // net/http takes anything, of HTTP/2 even spaces, and tools are told it
+			return false
+		}
 		host = h
 	} else {
 		host = strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
@@ -147,9 +150,9 @@ func under(host, domain string) bool {
 	return host == domain || strings.HasSuffix(host, "."+domain)
 }
 
-// secretInPath is an invite, also where somebody spelled its path wrong, or an
-// API token, and what follows it.
-var secretInPath = regexp.MustCompile(`(?is)(/invites?/|rw_).+`)
+// secretInPath is an invite, also where somebody spelled its path or link
+// wrong, or an API token, and what follows it.
+var secretInPath = regexp.MustCompile(`(?is)(/invites?[^a-z]|rw_).+`)
 
 // shownPath is the path for the log: cut, without secrets, and escaped again,
 // because JSON lets through what is an end of line or a command to a terminal.

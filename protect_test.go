@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -187,6 +188,19 @@ func TestEveryRequestHasItsLine(t *testing.T) {
 	}
 }
 
+// Over HTTP/2 a method is any text.
+func TestMethodInTheLog(t *testing.T) {
+	for _, method := range append([]string{"GET", "M-SEARCH"}, nastyText...) {
+		log := new(bytes.Buffer)
+		p := &Protect{next: http.NotFoundHandler(), log: newLogger(log, true), addr: func(*http.Request) string { return "" }}
+		p.ServeHTTP(httptest.NewRecorder(), &http.Request{Method: method, Host: "localhost", URL: &url.URL{Path: "/"}})
+		shown, _ := logLines(t, log.String())[0]["method"].(string)
+		if strings.Trim(method, "ACEGHMRST-") == "" && shown != method || len(shown) > 100 || strings.ContainsFunc(shown, func(c rune) bool { return c <= ' ' || c > '~' }) {
+			t.Errorf("%.20q is shown as %q", method, shown)
+		}
+	}
+}
+
 // A handler may stream as if nothing stood around it.
 func TestWriterCanWhatItCould(t *testing.T) {
 	server, _ := protected(t, func(w http.ResponseWriter, r *http.Request) {
@@ -303,6 +317,11 @@ func TestHost(t *testing.T) {
 		{"2130706433", false, false, false},
 		{"0x7f.1", false, false, false},
 		{"localhost, evil.test", false, false, false},
+		{"localhost:", true, true, true},
+		{"localhost:,evil.test", false, false, false},
+		{"localhost:80/evil.test", false, false, false},
+		{"127.0.0.1:\"><script>", false, false, false},
+		{"[::1]:a b", false, false, false},
 		{"evil.test localhost", false, false, false},
 		{"loсalhost", false, false, false},
 	} {
@@ -353,6 +372,11 @@ func TestPathInTheLog(t *testing.T) {
 		{"/auth/invite/" + secret, "/auth/invite/..."},
 		{"/auth//invites//" + secret, "/auth//invites/..."},
 		{"/auth/invites/\n" + secret, "/auth/invites/..."},
+		{"/auth/invite#" + secret, "/auth/invite%23..."}, // of a link whose # was escaped on its way
+		{"/auth/invite%23" + secret, "/auth/invite%25..."},
+		{"/auth/invites%2F" + secret, "/auth/invites%25..."},
+		{"/auth/invite\u00a0" + secret, "/auth/invite%C2%A0..."},
+		{"/auth/invitees", "/auth/invitees"},
 		{"/ȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺȺ/invites/" + secret, "/%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA%C8%BA/invites/..."},
 		{"/auth/tokens/rw_" + secret, "/auth/tokens/rw_..."},
 		{"/auth/invite", "/auth/invite"},

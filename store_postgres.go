@@ -539,6 +539,7 @@ const (
 var (
 	selectLogins = prepared(`select ` + sessionColumns + `, u.name, u.hash, u.disabled, u.created, ` + writableColumn + `
 		from sessions s join users u on u.name = s.username where s.key = any ($1)`)
+	selectSession     = prepared(liveSessions + `and s.key = $3`)
 	selectSessions    = prepared(liveSessions + `and s.username = $3 order by s.created, s.key`)
 	selectAllSessions = prepared(liveSessions)
 	selectNextSession = prepared(liveSessions + `and s.key >= $3 order by s.key limit 1`)
@@ -706,6 +707,9 @@ func (p *pgStore) addToken(t Token) error {
 	return p.together(func(c *pgCall) {
 		n, same := 0, 0
 		c.lock(t.User)
+		if t.By != (Key{}) {
+			c.scan(new(Session).columns(), selectSession, t.Created, t.Created.Add(clockSlack), t.By)
+		}
 		c.scan([]any{&n, &same}, countTokens, t.User, t.Name)
 		if c.err == nil && same > 0 {
 			c.err = fs.ErrExist

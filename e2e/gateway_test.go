@@ -452,6 +452,36 @@ func TestGatewayIdentity(t *testing.T) {
 }
 
 // Whatever the spelling, nothing reaches the tool without a login.
+// Of a gateway that is not trusted, ringward cannot know that a request writes.
+func TestGatewayOtherSites(t *testing.T) {
+	forGateways(t, func(t *testing.T, mode string, flags []string) {
+		g := startGateway(t, mode, flags...)
+		cookie := g.login()
+		const upgrade = "Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
+		for _, other := range []string{"Origin: http://evil.test", "Origin: null", "Origin: http://localhost:1", "Sec-Fetch-Site: same-site", "Sec-Fetch-Site: cross-site"} {
+			requests := []string{g.get("/socket", cookie, upgrade, other)}
+			if flags != nil || mode == "proxy" {
+				requests = append(requests, strings.Replace(g.get("/", cookie, "Content-Length: 0", other), "GET", "POST", 1))
+			}
+			for _, request := range requests {
+				conn, answer := g.open(request)
+				if answer.StatusCode != http.StatusForbidden {
+					t.Errorf("%s\n%s", answer.Status, request)
+				}
+				conn.Close()
+			}
+		}
+		if n := g.tool.reached(); n != 0 {
+			t.Errorf("%d requests reached the tool: %s", n, g.tool.paths)
+		}
+		conn, answer := g.open(g.get("/socket", cookie, upgrade, "Origin: http://"+g.addr))
+		if answer.StatusCode != http.StatusSwitchingProtocols {
+			t.Errorf("our own: %s", answer.Status)
+		}
+		conn.Close()
+	})
+}
+
 func TestGatewayPaths(t *testing.T) {
 	paths := []string{
 		"/", "//", "//x", "//auth/login", "/%2e%2e/", "/x/../auth/session", "/auth/../x", "/auth/%2e%2e/x", "/auth/..%2fx", "/auth%2f..%2fx", "/auth/login/../../x",
