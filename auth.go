@@ -191,11 +191,13 @@ func (a *Auth) identify(w http.ResponseWriter, r *http.Request) (Login, error) {
 // deny answers a request that identify did not let in.
 func (a *Auth) deny(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, fs.ErrNotExist) {
-		writeError(w, http.StatusUnauthorized, "Login required")
+		writeBody(w, http.StatusUnauthorized, loginRequired)
 		return
 	}
 	a.unavailable(w, r, err)
 }
+
+var loginRequired = errorBody(http.StatusUnauthorized, "Login required")
 
 // unavailable answers a request that the store failed.
 func (a *Auth) unavailable(w http.ResponseWriter, r *http.Request, err error) {
@@ -209,7 +211,7 @@ func (a *Auth) unavailable(w http.ResponseWriter, r *http.Request, err error) {
 func (a *Auth) sameSite(w http.ResponseWriter, r *http.Request) bool {
 	judged := r
 	// A gateway that asks about a WebSocket keeps Upgrade to itself, as nginx does.
-	if r.Header.Get("Upgrade") != "" || r.Header.Get("Sec-WebSocket-Version") != "" {
+	if r.Header["Upgrade"] != nil || r.Header["Sec-Websocket-Version"] != nil {
 		judged = &http.Request{Method: http.MethodPost, Host: r.Host, Header: r.Header, URL: r.URL}
 	}
 	err := a.crossOrigin.Check(judged)
@@ -553,14 +555,18 @@ func encodeData(data any) []byte {
 }
 
 func writeError(w http.ResponseWriter, status int, title string, detail ...string) {
+	writeBody(w, status, errorBody(status, title, detail...))
+}
+
+func errorBody(status int, title string, detail ...string) []byte {
 	type failure struct {
 		Title  string `json:"title"`
 		Status int    `json:"status"`
 		Detail string `json:"detail,omitempty"`
 	}
-	writeBody(w, status, encode(struct {
+	return encode(struct {
 		Errors []failure `json:"errors"`
-	}{[]failure{{title, status, strings.Join(detail, " ")}}}))
+	}{[]failure{{title, status, strings.Join(detail, " ")}}})
 }
 
 func encode(v any) []byte {

@@ -266,8 +266,12 @@ func keepCopy(b *testing.B, store *boltStore, cookies []string, folder string) {
 		b.Fatal(err)
 	}
 	defer file.Close()
-	err = store.db.View(func(tx *bolt.Tx) error { _, err := tx.WriteTo(file); return err })
-	if err == nil {
+	backup, err := store.backup()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer backup.Close()
+	if _, err = io.Copy(file, backup); err == nil {
 		err = os.WriteFile(filepath.Join(folder, "cookies"), []byte(strings.Join(cookies, "\n")+"\n"), 0o600)
 	}
 	if err != nil {

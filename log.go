@@ -7,7 +7,6 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"runtime"
 	"sync"
 	"time"
 )
@@ -55,7 +54,7 @@ func (l *lineWriter) run(w io.Writer) {
 		if !ended {
 			select {
 			case <-l.more:
-				runtime.Gosched() // requests that can go on do so first, and one write takes their lines along
+				time.Sleep(2 * time.Millisecond) // one write takes along the lines that come meanwhile
 			case <-l.ended:
 				ended = true
 			}

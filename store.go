@@ -399,12 +399,12 @@ func (b *boltStore) transact(begin func(func(*bolt.Tx) error) error, fn func(*bo
 }
 
 // reads remembers sessions with their users. Every write of this process, the
-// only one that has the file, begins a new one; so does a full one.
+// only one that has the file, begins a new one; a full one takes no more.
 type reads struct {
-	logins sync.Map // Key -> read
-	users  sync.Map // name -> User
-	lists  sync.Map // name -> []byte, what remembered answers
-	n      atomic.Int32
+	logins          sync.Map // Key -> *read
+	users           sync.Map // name -> User
+	lists           sync.Map // name -> []byte, what remembered answers
+	nLogins, nUsers atomic.Int64
 }
 
 type read struct {
@@ -412,7 +412,10 @@ type read struct {
 	user    User
 }
 
-const maxReads = 4096 // about 2 MiB
+const (
+	maxLogins = 4096  // about 2 MiB
+	maxUsers  = 16384 // about 4 MiB
+)
 
 // remembered answers what read made of the store, anew after every write. The
 // name is that of what is read; nobody may change the bytes.
@@ -545,7 +548,8 @@ func (b *boltStore) setPassword(was User, hash string, s Session) error {
 
 func (b *boltStore) session(k Key, now time.Time) (Session, User, error) {
 	seen := b.seen.Load() // before the file is read: what a write changes meanwhile goes into the old one
-	found, ok := seen.logins.Load(k)
+	var key any = k       // once, because it takes room on the heap
+	found, ok := seen.logins.Load(key)
 	if !ok {
 		var r read
 		err := b.view(func(tx *bolt.Tx) (err error) {
@@ -556,7 +560,7 @@ func (b *boltStore) session(k Key, now time.Time) (Session, User, error) {
 				r.user = u.(User)
 				return nil
 			}
-			if r.user, err = getUser(tx, r.session.User); err == nil {
+			if r.user, err = getUser(tx, r.session.User); err == nil && seen.nUsers.Add(1) <= maxUsers {
 				seen.users.Store(r.user.Name, r.user)
 			}
 			return err
@@ -564,10 +568,9 @@ func (b *boltStore) session(k Key, now time.Time) (Session, User, error) {
 		if err != nil {
 			return Session{}, User{}, err
 		}
-		if seen.n.Add(1) > maxReads {
-			b.seen.CompareAndSwap(seen, new(reads))
+		if seen.nLogins.Add(1) <= maxLogins {
+			seen.logins.Store(key, &r)
 		}
-		seen.logins.Store(k, &r)
 		found = &r
 	}
 	r := found.(*read)

@@ -1071,3 +1071,27 @@ func TestFileChangedWhileOpen(t *testing.T) {
 		})
 	}
 }
+
+// What is remembered is bounded, and what there is no room for is read.
+func TestFullMemory(t *testing.T) {
+	store := tempStore(t)
+	store.db.NoSync = true // what the disk has after a crash is not for this test
+	u := numberedUser(1)
+	noErr(t, store.addUser(u))
+	noErr(t, store.login(u, numberedSession(u, 1), Key{}, ""))
+	seen := store.seen.Load()
+	seen.nLogins.Store(maxLogins)
+	seen.nUsers.Store(maxUsers)
+	for range 2 {
+		if s, who, err := store.session(numberedSession(u, 1).Key, midday); err != nil || s.User != u.Name || who.Hash != u.Hash {
+			t.Errorf("got %v of %v, %v", s, who, err)
+		}
+	}
+	entries := 0
+	for _, m := range []*sync.Map{&seen.logins, &seen.users} {
+		m.Range(func(any, any) bool { entries++; return true })
+	}
+	if entries != 0 {
+		t.Errorf("%d entries more than there is room for", entries)
+	}
+}
