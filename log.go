@@ -54,7 +54,9 @@ func (l *lineWriter) run(w io.Writer) {
 		if !ended {
 			select {
 			case <-l.more:
-				time.Sleep(2 * time.Millisecond) // one write takes along the lines that come meanwhile
+				if len(batch) > 1<<10 { // many lines came last time: one write takes along those that come meanwhile
+					time.Sleep(2 * time.Millisecond)
+				}
 			case <-l.ended:
 				ended = true
 			}
