@@ -42,6 +42,7 @@ func startProgram(t *testing.T, args ...string) *program {
 	t.Helper()
 	for _, name := range []string{"DATABASE_URL", "RINGWARD_DB", "RINGWARD_ADDR"} {
 		t.Setenv(name, "")
+		os.Unsetenv(name)
 	}
 	c, _, err := parseConfig(append([]string{"-addr", "127.0.0.1:0", "-db", filepath.Join(t.TempDir(), "r.db")}, args...))
 	if err != nil {
