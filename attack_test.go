@@ -785,6 +785,36 @@ func TestStrangersLeaveNothing(t *testing.T) {
 	}
 }
 
+func TestUserInTheLog(t *testing.T) {
+	p := startProgram(t)
+	cookie := p.login("frodo")
+	token := p.token(cookie, "script")
+	for _, c := range []struct {
+		method, path, header string
+		want                 string
+	}{
+		{"GET", "/ringsofpower", cookie, "user=frodo"},
+		{"GET", "/ringsofpower", token, "user=frodo"},
+		{"GET", "/auth/verify", cookie, "user=frodo"},
+		{"DELETE", "/auth/session", token, "user=frodo"},
+		{"DELETE", "/auth/session", cookie, "user=frodo"},
+		{"DELETE", "/auth/session", cookie, `user=""`},
+	} {
+		from := len(p.log.String())
+		status := p.status(c.method, c.path, "", c.header)
+		line := fmt.Sprintf("msg=request method=%s path=%s status=%d ", c.method, c.path, status)
+		var got string
+		eventually(t, func() bool {
+			_, after, ok := strings.Cut(p.log.String()[from:], line)
+			got, _, _ = strings.Cut(after, "\n")
+			return ok
+		})
+		if !strings.Contains(got, " "+c.want+" ") {
+			t.Errorf("%s %s: %q, want %s", c.method, c.path, got, c.want)
+		}
+	}
+}
+
 // The log of a run that did everything: each event once, each request once,
 // each on one line, and no secret anywhere.
 func TestLogOfEverything(t *testing.T) {
