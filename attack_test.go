@@ -7,12 +7,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -782,6 +785,46 @@ func TestStrangersLeaveNothing(t *testing.T) {
 	after, err := os.ReadFile(p.db)
 	if err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the file has changed (%v)", err)
+	}
+}
+
+// HTTP/2 has a limit of its own, of the same size.
+func TestSizeOfHeadersOverHTTP2(t *testing.T) {
+	certificate := httptest.NewUnstartedServer(nil)
+	certificate.EnableHTTP2 = true // its client speaks it too
+	certificate.StartTLS()
+	defer certificate.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(certificate.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	for name, block := range map[string]*pem.Block{
+		"cert": {Type: "CERTIFICATE", Bytes: certificate.Certificate().Raw},
+		"key":  {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(filepath.Join(folder, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := startProgram(t, "-tls-cert", filepath.Join(folder, "cert"), "-tls-key", filepath.Join(folder, "key"))
+	for size, fits := range map[int]bool{10_000: true, 15_000: true, 17_000: false} {
+		r, err := http.NewRequest("GET", "https://"+p.addr+"/healthz", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X", strings.Repeat("x", size))
+		answer, err := certificate.Client().Do(r)
+		if err != nil {
+			if fits {
+				t.Errorf("%d bytes: %v", size, err)
+			}
+			continue // the client knows the limit
+		}
+		answer.Body.Close()
+		if answer.ProtoMajor != 2 || (answer.StatusCode == 200) != fits {
+			t.Errorf("%d bytes: %s %s", size, answer.Proto, answer.Status)
+		}
 	}
 }
 

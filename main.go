@@ -173,6 +173,9 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		protect.public, protect.hsts = c.public.Hostname(), c.public.Scheme == "https"
 	}
 	server := newServer(protect, log)
+	if certificates != nil {
+		server.MaxHeaderBytes = 16 << 10 // HTTP/2 adds nothing to it
+	}
 
 	servers := []*http.Server{server}
 	ended := make(chan error, 2)
