@@ -828,6 +828,29 @@ func TestSizeOfHeadersOverHTTP2(t *testing.T) {
 	}
 }
 
+func TestRefusalsOfNetHTTP(t *testing.T) {
+	p := startProgram(t)
+	for request, status := range map[string]int{
+		"GET /%zz HTTP/1.1\r\nHost: localhost\r\n\r\n":                           400,
+		"GET healthz HTTP/1.1\r\nHost: localhost\r\n\r\n":                        400,
+		"GET /healthz HTTP/1.1\r\n\r\n":                                          400,
+		"GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n":                             400,
+		"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n":                    400,
+		"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: \x01\r\n\r\n":            400,
+		"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n": 400,
+		"nonsense\r\n\r\n": 400,
+		"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 20_000) + "\r\n\r\n": 431,
+		"POST /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n":               501,
+		"GET /healthz HTTP/2.0\r\nHost: localhost\r\n\r\n":                                           505,
+	} {
+		answer := p.raw(request)
+		envelope(t, answer, status)
+		if !answer.Close || answer.Header.Get("X-Content-Type-Options") != "nosniff" || answer.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%.100q: %+v", request, answer.Header)
+		}
+	}
+}
+
 func TestUserInTheLog(t *testing.T) {
 	p := startProgram(t)
 	cookie := p.login("frodo")

@@ -205,7 +205,7 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		return err
 	}
 	log.Info("start", "version", version(), "addr", listener.Addr().String())
-	go func() { ended <- server.Serve(listener) }()
+	go func() { ended <- server.Serve(enveloped{listener, protect.setHeaders}) }()
 
 	select {
 	case err = <-ended:
