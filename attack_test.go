@@ -7,12 +7,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -42,6 +45,7 @@ func startProgram(t *testing.T, args ...string) *program {
 	t.Helper()
 	for _, name := range []string{"DATABASE_URL", "RINGWARD_DB", "RINGWARD_ADDR"} {
 		t.Setenv(name, "")
+		os.Unsetenv(name)
 	}
 	c, _, err := parseConfig(append([]string{"-addr", "127.0.0.1:0", "-db", filepath.Join(t.TempDir(), "r.db")}, args...))
 	if err != nil {
@@ -781,6 +785,99 @@ func TestStrangersLeaveNothing(t *testing.T) {
 	after, err := os.ReadFile(p.db)
 	if err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the file has changed (%v)", err)
+	}
+}
+
+// HTTP/2 has a limit of its own, of the same size.
+func TestSizeOfHeadersOverHTTP2(t *testing.T) {
+	certificate := httptest.NewUnstartedServer(nil)
+	certificate.EnableHTTP2 = true // its client speaks it too
+	certificate.StartTLS()
+	defer certificate.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(certificate.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	for name, block := range map[string]*pem.Block{
+		"cert": {Type: "CERTIFICATE", Bytes: certificate.Certificate().Raw},
+		"key":  {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(filepath.Join(folder, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := startProgram(t, "-tls-cert", filepath.Join(folder, "cert"), "-tls-key", filepath.Join(folder, "key"))
+	for size, fits := range map[int]bool{10_000: true, 15_000: true, 17_000: false} {
+		r, err := http.NewRequest("GET", "https://"+p.addr+"/healthz", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X", strings.Repeat("x", size))
+		answer, err := certificate.Client().Do(r)
+		if err != nil {
+			if fits {
+				t.Errorf("%d bytes: %v", size, err)
+			}
+			continue // the client knows the limit
+		}
+		answer.Body.Close()
+		if answer.ProtoMajor != 2 || (answer.StatusCode == 200) != fits {
+			t.Errorf("%d bytes: %s %s", size, answer.Proto, answer.Status)
+		}
+	}
+}
+
+func TestRefusalsOfNetHTTP(t *testing.T) {
+	p := startProgram(t)
+	for request, status := range map[string]int{
+		"GET /%zz HTTP/1.1\r\nHost: localhost\r\n\r\n":                           400,
+		"GET healthz HTTP/1.1\r\nHost: localhost\r\n\r\n":                        400,
+		"GET /healthz HTTP/1.1\r\n\r\n":                                          400,
+		"GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n":                             400,
+		"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n":                    400,
+		"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: \x01\r\n\r\n":            400,
+		"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n": 400,
+		"nonsense\r\n\r\n": 400,
+		"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 20_000) + "\r\n\r\n": 431,
+		"POST /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n":               501,
+		"GET /healthz HTTP/2.0\r\nHost: localhost\r\n\r\n":                                           505,
+	} {
+		answer := p.raw(request)
+		envelope(t, answer, status)
+		if !answer.Close || answer.Header.Get("X-Content-Type-Options") != "nosniff" || answer.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%.100q: %+v", request, answer.Header)
+		}
+	}
+}
+
+func TestUserInTheLog(t *testing.T) {
+	p := startProgram(t)
+	cookie := p.login("frodo")
+	token := p.token(cookie, "script")
+	for _, c := range []struct {
+		method, path, header string
+		want                 string
+	}{
+		{"GET", "/ringsofpower", cookie, "user=frodo"},
+		{"GET", "/ringsofpower", token, "user=frodo"},
+		{"GET", "/auth/verify", cookie, "user=frodo"},
+		{"DELETE", "/auth/session", token, "user=frodo"},
+		{"DELETE", "/auth/session", cookie, "user=frodo"},
+		{"DELETE", "/auth/session", cookie, `user=""`},
+	} {
+		from := len(p.log.String())
+		status := p.status(c.method, c.path, "", c.header)
+		line := fmt.Sprintf("msg=request method=%s path=%s status=%d ", c.method, c.path, status)
+		var got string
+		eventually(t, func() bool {
+			_, after, ok := strings.Cut(p.log.String()[from:], line)
+			got, _, _ = strings.Cut(after, "\n")
+			return ok
+		})
+		if !strings.Contains(got, " "+c.want+" ") {
+			t.Errorf("%s %s: %q, want %s", c.method, c.path, got, c.want)
+		}
 	}
 }
 

@@ -312,6 +312,9 @@ func (a *Auth) handleLogout(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	l, err := a.check(r, time.Now())
+	if err == nil && a.seen != nil {
+		a.seen(r, l.User.Name)
+	}
 	if err == nil && l.Token {
 		writeError(w, http.StatusForbidden, "Not with a token", "a token ends by DELETE /auth/tokens/{id}")
 		return

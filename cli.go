@@ -337,6 +337,9 @@ func stamp(t *time.Time) string {
 }
 
 func (c *cli) backup(args []string) error {
+	if isPostgres(c.db) { // whether or not it can be reached
+		return errors.New("a PostgreSQL database is backed up with pg_dump")
+	}
 	path := args[0]
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("%s is there already", path)

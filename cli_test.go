@@ -852,6 +852,19 @@ func TestBackupNeverOverwrites(t *testing.T) {
 	}
 }
 
+func TestBackupOfPostgreSQL(t *testing.T) {
+	for name, db := range map[string]string{
+		"away":           "postgres://127.0.0.1:1/ringward",
+		"the other name": "postgresql://127.0.0.1:1/ringward",
+	} {
+		path := filepath.Join(t.TempDir(), "copy.db")
+		c := &cli{config: config{db: db}, ctx: t.Context(), stdout: io.Discard}
+		if err := c.backup([]string{path}); exitCode(err) != 1 || !strings.Contains(err.Error(), "pg_dump") {
+			t.Errorf("%s: %v, want exit 1 and pg_dump", name, err)
+		}
+	}
+}
+
 // Half a backup is none.
 func TestBackupThatBreaksOff(t *testing.T) {
 	for name, end := range map[string]func(r *http.Request, interrupt func()){

@@ -115,6 +115,13 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	if (c.tlsCert == "") != (c.tlsKey == "") {
 		return c, nil, usagef("-tls-cert and -tls-key go together")
 	}
+	_, port, wrong := net.SplitHostPort(c.addr) // net.Listen takes "" for any port of every network
+	if wrong == nil {
+		_, wrong = net.LookupPort("tcp", port)
+	}
+	if wrong != nil {
+		return c, nil, usagef("-addr is like localhost:8080, not %q", c.addr)
+	}
 	return c, words, nil
 }
 

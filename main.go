@@ -173,6 +173,9 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		protect.public, protect.hsts = c.public.Hostname(), c.public.Scheme == "https"
 	}
 	server := newServer(protect, log)
+	if certificates != nil {
+		server.MaxHeaderBytes = 16 << 10 // HTTP/2 adds nothing to it
+	}
 
 	servers := []*http.Server{server}
 	ended := make(chan error, 2)
@@ -202,7 +205,7 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		return err
 	}
 	log.Info("start", "version", version(), "addr", listener.Addr().String())
-	go func() { ended <- server.Serve(listener) }()
+	go func() { ended <- server.Serve(enveloped{listener, protect.setHeaders}) }()
 
 	select {
 	case err = <-ended:
