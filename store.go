@@ -413,7 +413,7 @@ type read struct {
 }
 
 const (
-	maxLogins = 4096  // about 2 MiB
+	maxLogins = 2048  // about 1 MiB
 	maxUsers  = 16384 // about 4 MiB
 )
 
