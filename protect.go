@@ -17,6 +17,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -249,37 +250,38 @@ type enveloped struct {
 func (l enveloped) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		return envelopedConn{tcp, l.headers}, err
+		return &envelopedConn{TCPConn: tcp, headers: l.headers}, err
 	}
 	return conn, err
 }
 
+// envelopedConn looks at what is written first only: later on it may be what
+// somebody has put into an answer, and must pass as it is.
 type envelopedConn struct {
 	*net.TCPConn
 	headers func(http.Header)
+	begun   atomic.Bool
 }
 
 // bareHeaders are all headers of such a refusal; an answer of a handler has
 // at least a Date too.
 var bareHeaders = []byte("Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
 
-func (c envelopedConn) Write(b []byte) (int, error) {
-	if !bytes.HasPrefix(b, []byte("HTTP/1.1 ")) {
+func (c *envelopedConn) Write(b []byte) (int, error) {
+	if c.begun.Swap(true) {
 		return c.TCPConn.Write(b)
 	}
 	line, rest, _ := bytes.Cut(b, []byte("\r\n"))
-	if !bytes.HasPrefix(rest, bareHeaders) {
-		return c.TCPConn.Write(b)
-	}
 	var status int
-	if _, err := fmt.Sscanf(string(line), "HTTP/1.1 %d", &status); err != nil {
+	if _, err := fmt.Sscanf(string(line), "HTTP/1.1 %d", &status); err != nil || !bytes.HasPrefix(rest, bareHeaders) {
 		return c.TCPConn.Write(b)
 	}
 	body := errorBody(status, http.StatusText(status))
 	header := http.Header{"Content-Type": jsonType, "Content-Length": {strconv.Itoa(len(body))}, "Connection": {"close"}}
 	c.headers(header)
-	answer := bytes.NewBufferString(fmt.Sprintf("HTTP/1.1 %d %s\r\n", status, http.StatusText(status)))
-	header.Write(answer)
+	var answer bytes.Buffer
+	fmt.Fprintf(&answer, "HTTP/1.1 %d %s\r\n", status, http.StatusText(status))
+	header.Write(&answer)
 	answer.WriteString("\r\n")
 	answer.Write(body)
 	if _, err := c.TCPConn.Write(answer.Bytes()); err != nil {

@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -458,4 +459,29 @@ func envelope(t *testing.T, answer *http.Response, status int) (title, detail st
 		return "", ""
 	}
 	return failed.Errors[0].Title, failed.Errors[0].Detail
+}
+
+// What a handler answers is no refusal, whatever it looks like: another answer
+// in its place would shift all that come after it on the connection.
+func TestBodyThatLooksLikeARefusal(t *testing.T) {
+	body := strings.Repeat("HTTP/1.1 400 Bad Request\r\n"+string(bareHeaders)+"400 Bad Request", 100)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		http.NewResponseController(w).Flush() // what follows is too long to be buffered
+		io.WriteString(w, body)
+	}))
+	server.Listener = enveloped{server.Listener, func(http.Header) {}}
+	server.Start()
+	defer server.Close()
+	for range 2 {
+		answer, err := server.Client().Get(server.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil || string(got) != body {
+			t.Errorf("%d bytes of %d, %v: %.60q", len(got), len(body), err, got)
+		}
+	}
 }
