@@ -473,8 +473,10 @@ func TestBodyThatLooksLikeARefusal(t *testing.T) {
 	server.Listener = enveloped{server.Listener, func(http.Header) {}}
 	server.Start()
 	defer server.Close()
+	client := server.Client()
+	client.Timeout = 5 * time.Second // for what never comes
 	for range 2 {
-		answer, err := server.Client().Get(server.URL)
+		answer, err := client.Get(server.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
