@@ -76,6 +76,7 @@ type pipeEnd struct {
 func (p pipeEnd) RemoteAddr() net.Addr { return p }
 func (p pipeEnd) Network() string      { return "tcp" }
 func (p pipeEnd) String() string       { return p.peer }
+func (p pipeEnd) CloseWrite() error    { return nil }
 
 func (p *pipes) dial(context.Context, string, string) (net.Conn, error) {
 	here, there := net.Pipe()
@@ -128,7 +129,7 @@ func inFront(t *testing.T, tool http.Handler, set func(*Gateway), f func(t *test
 		s.Auth.Log = slog.New(slog.NewTextHandler(x.log, nil))
 		protect := &Protect{next: routesOver(s, x.gateway, tools.dial), log: s.Auth.Log, addr: s.addr, public: "ring.example.com", domain: x.gateway.domain}
 		server := newServer(protect, s.Auth.Log)
-		go server.Serve(x.clients)
+		go server.Serve(tcpListener{x.clients, protect.setHeaders})
 		defer server.Close()
 		x.cookie = s.login(t)
 		f(t, x)

@@ -161,10 +161,6 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		return err
 	}
 	defer listener.Close()
-	if certificates != nil {
-		listener = tls.NewListener(listener, &tls.Config{Certificates: certificates,
-			MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
-	}
 	base := c.base(listener.Addr().String())
 	admin := &Admin{Auth: auth, store: store, base: base, clear: throttle.clear}
 
@@ -173,7 +169,10 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		protect.public, protect.hsts = c.public.Hostname(), c.public.Scheme == "https"
 	}
 	server := newServer(protect, log)
+	var conns net.Listener = tcpListener{listener, protect.setHeaders}
 	if certificates != nil {
+		conns = tls.NewListener(conns, &tls.Config{Certificates: certificates,
+			MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
 		server.MaxHeaderBytes = 16 << 10 // HTTP/2 adds nothing to it
 	}
 
@@ -205,7 +204,7 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		return err
 	}
 	log.Info("start", "version", version(), "addr", listener.Addr().String())
-	go func() { ended <- server.Serve(enveloped{listener, protect.setHeaders}) }()
+	go func() { ended <- server.Serve(conns) }()
 
 	select {
 	case err = <-ended:

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -15,9 +14,7 @@ import (
 	"net/url"
 	"regexp"
 	"runtime/debug"
-	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 )
 
@@ -237,55 +234,4 @@ func newJSONMux() jsonMux {
 		writeError(w, http.StatusMethodNotAllowed, "Method not allowed")
 	})
 	return mux
-}
-
-// enveloped is a listener on whose connections the refusals of net/http itself,
-// of what is no request that a handler could be asked, are like our own.
-// Connections of TLS it must have as they are.
-type enveloped struct {
-	net.Listener
-	headers func(http.Header)
-}
-
-func (l enveloped) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		return &envelopedConn{TCPConn: tcp, headers: l.headers}, err
-	}
-	return conn, err
-}
-
-// envelopedConn looks at what is written first only: later on it may be what
-// somebody has put into an answer, and must pass as it is.
-type envelopedConn struct {
-	*net.TCPConn
-	headers func(http.Header)
-	begun   atomic.Bool
-}
-
-// bareHeaders are all headers of such a refusal; an answer of a handler has
-// at least a Date too.
-var bareHeaders = []byte("Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
-
-func (c *envelopedConn) Write(b []byte) (int, error) {
-	if c.begun.Swap(true) {
-		return c.TCPConn.Write(b)
-	}
-	line, rest, _ := bytes.Cut(b, []byte("\r\n"))
-	var status int
-	if _, err := fmt.Sscanf(string(line), "HTTP/1.1 %d", &status); err != nil || !bytes.HasPrefix(rest, bareHeaders) {
-		return c.TCPConn.Write(b)
-	}
-	body := errorBody(status, http.StatusText(status))
-	header := http.Header{"Content-Type": jsonType, "Content-Length": {strconv.Itoa(len(body))}, "Connection": {"close"}}
-	c.headers(header)
-	var answer bytes.Buffer
-	fmt.Fprintf(&answer, "HTTP/1.1 %d %s\r\n", status, http.StatusText(status))
-	header.Write(&answer)
-	answer.WriteString("\r\n")
-	answer.Write(body)
-	if _, err := c.TCPConn.Write(answer.Bytes()); err != nil {
-		return 0, err
-	}
-	return len(b), nil
 }

@@ -470,7 +470,7 @@ func TestBodyThatLooksLikeARefusal(t *testing.T) {
 		http.NewResponseController(w).Flush() // what follows is too long to be buffered
 		io.WriteString(w, body)
 	}))
-	server.Listener = enveloped{server.Listener, func(http.Header) {}}
+	server.Listener = tcpListener{server.Listener, func(http.Header) {}}
 	server.Start()
 	defer server.Close()
 	client := server.Client()
