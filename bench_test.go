@@ -68,7 +68,7 @@ func newBenchServer(b *testing.B, path string) *benchServer {
 	auth.Cost, auth.Log, auth.LoginPage, auth.seen = bcrypt.MinCost, log, "/auth/login", seenUser
 	gateway := &Gateway{auth: auth}
 	auth.addr = gateway.clientAddr
-	return &benchServer{&Protect{next: routes(auth, store, gateway), log: log, addr: gateway.clientAddr}, auth, store}
+	return &benchServer{&Protect{next: routes(auth, store, gateway), log: log, lines: requestLog{w: io.Discard}, addr: gateway.clientAddr}, auth, store}
 }
 
 func (s *benchServer) addUsers(b *testing.B, n int) {

@@ -36,7 +36,7 @@ func BenchmarkProxy(b *testing.B) {
 	defer lines.end()
 	log := newLogger(lines, false)
 	guarded := httptest.NewUnstartedServer(nil)
-	guarded.Config = newServer(&Protect{next: routes(s.Auth, s.store.(fullStore), gateway), log: log, addr: s.addr}, log)
+	guarded.Config = newServer(&Protect{next: routes(s.Auth, s.store.(fullStore), gateway), log: log, lines: requestLog{w: lines}, addr: s.addr}, log)
 	guarded.Start()
 	defer guarded.Close()
 	cookie := s.login(b)

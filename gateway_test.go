@@ -127,7 +127,8 @@ func inFront(t *testing.T, tool http.Handler, set func(*Gateway), f func(t *test
 		go behind.Serve(tools)
 		defer behind.Close()
 		s.Auth.Log = slog.New(slog.NewTextHandler(x.log, nil))
-		protect := &Protect{next: routesOver(s, x.gateway, tools.dial), log: s.Auth.Log, addr: s.addr, public: "ring.example.com", domain: x.gateway.domain}
+		protect := &Protect{next: routesOver(s, x.gateway, tools.dial), log: s.Auth.Log, lines: requestLog{w: x.log}, addr: s.addr,
+			public: "ring.example.com", domain: x.gateway.domain}
 		server := newServer(protect, s.Auth.Log)
 		go server.Serve(tcpListener{x.clients, protect.setHeaders})
 		defer server.Close()
@@ -635,7 +636,7 @@ func TestToolRefuses(t *testing.T) {
 			r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
 			r.Header.Set("Cookie", f.cookie)
 			defer func() { failure = recover() }()
-			(&Protect{next: f.requireLogin(f.gateway.proxyOver(dial)), log: f.Auth.Log, addr: f.addr, public: "example.com"}).ServeHTTP(w, r)
+			(&Protect{next: f.requireLogin(f.gateway.proxyOver(dial)), log: f.Auth.Log, lines: requestLog{w: f.log}, addr: f.addr, public: "example.com"}).ServeHTTP(w, r)
 			return w.Result(), nil
 		}
 		for status, dial := range map[int]func(context.Context, string, string) (net.Conn, error){502: refuse, 504: hang} {

@@ -5,8 +5,10 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -55,7 +57,7 @@ func (l *lineWriter) run(w io.Writer) {
 			select {
 			case <-l.more:
 				if len(batch) > 1<<10 { // many lines came last time: one write takes along those that come meanwhile
-					time.Sleep(2 * time.Millisecond)
+					time.Sleep(10 * time.Millisecond)
 				}
 			case <-l.ended:
 				ended = true
@@ -74,6 +76,87 @@ func (l *lineWriter) run(w io.Writer) {
 			newLogger(w, batch[0] == '{').Warn("log lines were dropped", "lines", dropped)
 		}
 	}
+}
+
+// requestLog writes the line of each request: the one that slog would make of
+// the same attributes, which takes it three times as long, a thirtieth of the
+// whole request.
+type requestLog struct {
+	w    io.Writer
+	json bool
+}
+
+type requestLine struct {
+	at           time.Time
+	method, path string
+	status       int
+	took         time.Duration
+	user, addr   string
+	id           string
+}
+
+func (l requestLog) write(r requestLine) {
+	line := make([]byte, 0, 256)
+	if l.json {
+		line = append(line, `{"time":"`...)
+		line = append(appendMillis(line, r.at), `","level":"INFO","msg":"request"`...)
+	} else {
+		line = append(line, "time="...)
+		line = append(appendMillis(line, r.at), " level=INFO msg=request"...)
+	}
+	line = l.text(line, "method", r.method)
+	line = l.text(line, "path", r.path)
+	line = strconv.AppendInt(l.key(line, "status"), int64(r.status), 10)
+	line = l.key(line, "duration")
+	if l.json {
+		line = strconv.AppendInt(line, int64(r.took), 10)
+	} else {
+		line = append(line, r.took.String()...)
+	}
+	line = l.text(line, "user", r.user)
+	line = l.text(line, "addr", r.addr)
+	line = l.text(line, "id", r.id)
+	if l.json {
+		line = append(line, '}')
+	}
+	l.w.Write(append(line, '\n'))
+}
+
+func (l requestLog) key(line []byte, key string) []byte {
+	if l.json {
+		return append(append(append(line, `,"`...), key...), `":`...)
+	}
+	return append(append(append(line, ' '), key...), '=')
+}
+
+func (l requestLog) text(line []byte, key, value string) []byte {
+	line = l.key(line, key)
+	switch {
+	case !l.json && isPlain(value):
+		return append(line, value...)
+	case !l.json:
+		return strconv.AppendQuote(line, value)
+	case isPlain(value):
+		return append(append(append(line, '"'), value...), '"')
+	}
+	quoted, _ := json.Marshal(value) // no string fails
+	return append(line, quoted...)
+}
+
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c > '~' || c == '=' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// appendMillis appends RFC 3339 in UTC with three digits of a second.
+func appendMillis(b []byte, t time.Time) []byte {
+	b = t.UTC().AppendFormat(b, time.RFC3339)
+	ms := t.Nanosecond() / int(time.Millisecond)
+	return append(b[:len(b)-1], '.', byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10), 'Z')
 }
 
 // newLogger logs as text, or as JSON, with the id of the request that a line

@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // writerFunc is an io.Writer.
@@ -171,6 +173,47 @@ func TestOneLineWhateverTheInput(t *testing.T) {
 			oneLine(t, out.String(), asJSON)
 		}
 	}
+}
+
+// The line of a request is the one that slog would have written.
+func TestRequestLine(t *testing.T) {
+	at := time.Date(2026, 2, 3, 4, 5, 6, 7_890_000, time.FixedZone("", 3600))
+	fields := []string{"method", "path", "user", "addr", "id"}
+	for _, text := range append(nastyText, "frodo", "/a/%20b;c=d", "2001:db8::1") {
+		for n, took := range []time.Duration{0, 999, 1500 * time.Microsecond, time.Hour} {
+			for i, field := range fields {
+				values := []string{"GET", "/", "frodo", "192.0.2.1", "xyz"}
+				values[i] = text
+				r := requestLine{at.Add(time.Duration(n) * 400 * time.Millisecond), values[0], values[1], 200 + n, took, values[2], values[3], values[4]}
+				for _, asJSON := range []bool{false, true} {
+					got, want := new(bytes.Buffer), new(bytes.Buffer)
+					requestLog{got, asJSON}.write(r)
+					line := slog.NewRecord(r.at, slog.LevelInfo, "request", 0)
+					line.Add("method", r.method, "path", r.path, "status", r.status, "duration", r.took, "user", r.user, "addr", r.addr, "id", r.id)
+					newLogger(want, asJSON).Handler().Handle(t.Context(), line)
+					oneLine(t, got.String(), asJSON)
+					if asJSON {
+						if g, w := logLines(t, got.String()), logLines(t, want.String()); len(g) != 1 || !sameTime(g[0], w[0]) || !reflect.DeepEqual(g, w) {
+							t.Errorf("%s %q: got %s want %s", field, text, got, want)
+						}
+					} else if got.String() != want.String() {
+						t.Errorf("%s %q: got %s want %s", field, text, got, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+// sameTime drops the times of two lines, if they are one.
+func sameTime(a, b map[string]any) bool {
+	var times [2]time.Time
+	for i, line := range []map[string]any{a, b} {
+		text, _ := line["time"].(string)
+		times[i], _ = time.Parse(time.RFC3339Nano, text)
+		delete(line, "time")
+	}
+	return !times[0].IsZero() && times[0].Equal(times[1])
 }
 
 // nastyText is what somebody may send to write lines of their own.

@@ -164,7 +164,8 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	base := c.base(listener.Addr().String())
 	admin := &Admin{Auth: auth, store: store, base: base, clear: throttle.clear}
 
-	protect := &Protect{next: routes(auth, store, gateway), log: log, addr: gateway.clientAddr, domain: c.cookieDomain}
+	protect := &Protect{next: routes(auth, store, gateway), log: log, lines: requestLog{stderr, c.log == "json"},
+		addr: gateway.clientAddr, domain: c.cookieDomain}
 	if c.public != nil {
 		protect.public, protect.hsts = c.public.Hostname(), c.public.Scheme == "https"
 	}

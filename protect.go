@@ -5,15 +5,16 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"regexp"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -22,6 +23,7 @@ import (
 type Protect struct {
 	next   http.Handler
 	log    *slog.Logger
+	lines  requestLog
 	addr   func(*http.Request) string
 	public string // host of -public-url, "" without
 	domain string // -cookie-domain, "" without
@@ -31,7 +33,7 @@ type Protect struct {
 // requestInfo is the context of a request, and what is known of it besides.
 type requestInfo struct {
 	context.Context
-	id    string // also in the answer to a request that failed, for the operator to find
+	id    string // no secret; also in the answer to a request that failed, for the operator to find
 	user  string // "" until somebody is logged in
 	login Login  // room for that of requireLogin
 }
@@ -77,7 +79,7 @@ var ownHeaders = []struct {
 
 func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	info := &requestInfo{Context: r.Context(), id: rand.Text()[:16]}
+	info := &requestInfo{Context: r.Context(), id: strconv.FormatUint(rand.Uint64(), 36)}
 	r = r.WithContext(info)
 	answer := &answerWriter{ResponseWriter: w}
 	p.setHeaders(w.Header())
@@ -95,12 +97,9 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if failure == nil {
 			answer.begun(http.StatusOK) // as net/http does for a handler that answered nothing
 		}
-		end := time.Now()
-		line := slog.NewRecord(end, slog.LevelInfo, "request", 0)
-		line.AddAttrs(slog.String("method", url.PathEscape(cut(r.Method, 16))), slog.String("path", shownPath(r.URL.Path)),
-			slog.Int("status", answer.status), slog.Duration("duration", end.Sub(start)),
-			slog.String("user", info.user), slog.String("addr", p.addr(r)), slog.String("id", info.id))
-		p.log.Handler().Handle(context.Background(), line)
+		took := time.Since(start)
+		p.lines.write(requestLine{at: start.Add(took), method: url.PathEscape(cut(r.Method, 16)), path: shownPath(r.URL.Path),
+			status: answer.status, took: took, user: info.user, addr: p.addr(r), id: info.id})
 		if failure != nil {
 			panic(http.ErrAbortHandler) // half an answer must not look like a whole one
 		}
