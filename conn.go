@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -57,13 +58,17 @@ func (c *conn) SetDeadline(t time.Time) error {
 }
 
 func (c *conn) Read(b []byte) (int, error) {
-	c.toRead.begin(c.tcpConn.SetReadDeadline)
+	if err := c.toRead.begin(c.tcpConn.SetReadDeadline); err != nil {
+		return 0, err
+	}
 	defer c.toRead.end()
 	return c.tcpConn.Read(b)
 }
 
 func (c *conn) Write(b []byte) (int, error) {
-	c.toWrite.begin(c.tcpConn.SetWriteDeadline)
+	if err := c.toWrite.begin(c.tcpConn.SetWriteDeadline); err != nil {
+		return 0, err
+	}
 	defer c.toWrite.end()
 	if answer := c.enveloped(b); answer != nil {
 		if _, err := c.tcpConn.Write(answer); err != nil {
@@ -74,7 +79,10 @@ func (c *conn) Write(b []byte) (int, error) {
 	return c.tcpConn.Write(b)
 }
 
-// deadline is one of a connection's two. net/http moves them eight times a
+// past is long ago: a deadline before that is net/http's word for "no further".
+var past = time.Unix(1e8, 0)
+
+// deadline is one of a connection's two. net/http moves them nine times a
 // request, mostly while nothing is read or written: then it is only noted.
 type deadline struct {
 	mu      sync.Mutex
@@ -93,11 +101,15 @@ func (d *deadline) want(t time.Time, set func(time.Time) error) error {
 	return d.move(set)
 }
 
-func (d *deadline) begin(set func(time.Time) error) {
+func (d *deadline) begin(set func(time.Time) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if !d.noted.IsZero() && d.noted.Before(past) {
+		return os.ErrDeadlineExceeded
+	}
 	d.waiting++
 	d.move(set) // on a connection on which this fails, what begins now fails too
+	return nil
 }
 
 func (d *deadline) end() {
