@@ -399,12 +399,12 @@ func (b *boltStore) transact(begin func(func(*bolt.Tx) error) error, fn func(*bo
 }
 
 // reads remembers sessions with their users. Every write of this process, the
-// only one that has the file, begins a new one; a full one takes no more.
+// only one that has the file, begins a new one.
 type reads struct {
-	logins          sync.Map // Key -> *read
-	users           sync.Map // name -> User
-	lists           sync.Map // name -> []byte, what remembered answers
-	nLogins, nUsers atomic.Int64
+	logins [maxLogins]atomic.Pointer[read] // each in one of its places
+	users  sync.Map                        // name -> User; when full it takes no more
+	nUsers atomic.Int64
+	lists  sync.Map // name -> []byte, what remembered answers
 }
 
 type read struct {
@@ -416,6 +416,22 @@ const (
 	maxLogins = 2048  // about 1 MiB
 	maxUsers  = 16384 // about 4 MiB
 )
+
+// login answers what is remembered of a session, or nil and the place to
+// remember it: one that is free, or else one that another has to leave.
+func (r *reads) login(k Key) (*read, *atomic.Pointer[read]) {
+	place := &r.logins[binary.LittleEndian.Uint16(k[:])%maxLogins]
+	for i := range 4 {
+		p := &r.logins[binary.LittleEndian.Uint16(k[2*i:])%maxLogins]
+		switch found := p.Load(); {
+		case found == nil:
+			place = p
+		case found.session.Key == k:
+			return found, nil
+		}
+	}
+	return nil, place
+}
 
 // remembered answers what read made of the store, anew after every write. The
 // name is that of what is read; nobody may change the bytes.
@@ -548,10 +564,9 @@ func (b *boltStore) setPassword(was User, hash string, s Session) error {
 
 func (b *boltStore) session(k Key, now time.Time) (Session, User, error) {
 	seen := b.seen.Load() // before the file is read: what a write changes meanwhile goes into the old one
-	var key any = k       // once, because it takes room on the heap
-	found, ok := seen.logins.Load(key)
-	if !ok {
-		var r read
+	r, place := seen.login(k)
+	if r == nil {
+		r = new(read)
 		err := b.view(func(tx *bolt.Tx) (err error) {
 			if r.session, err = getSession(tx, k); err != nil {
 				return err
@@ -568,12 +583,8 @@ func (b *boltStore) session(k Key, now time.Time) (Session, User, error) {
 		if err != nil {
 			return Session{}, User{}, err
 		}
-		if seen.nLogins.Add(1) <= maxLogins {
-			seen.logins.Store(key, &r)
-		}
-		found = &r
+		place.Store(r)
 	}
-	r := found.(*read)
 	if !r.session.live(now) || r.user.Disabled {
 		return Session{}, User{}, fs.ErrNotExist
 	}

@@ -1072,26 +1072,69 @@ func TestFileChangedWhileOpen(t *testing.T) {
 	}
 }
 
-// What is remembered is bounded, and what there is no room for is read.
+// What is remembered is bounded: a session takes another's place, a user for
+// whom there is no room is read each time.
 func TestFullMemory(t *testing.T) {
 	store := tempStore(t)
 	store.db.NoSync = true // what the disk has after a crash is not for this test
 	u := numberedUser(1)
 	noErr(t, store.addUser(u))
-	noErr(t, store.login(u, numberedSession(u, 1), Key{}, ""))
+	const sessions = 20
+	for i := range sessions {
+		noErr(t, store.login(u, numberedSession(u, i), Key{}, ""))
+	}
 	seen := store.seen.Load()
-	seen.nLogins.Store(maxLogins)
+	for i := range seen.logins {
+		seen.logins[i].Store(&read{session: Session{User: "other"}, user: User{Name: "other"}})
+	}
 	seen.nUsers.Store(maxUsers)
-	for range 2 {
-		if s, who, err := store.session(numberedSession(u, 1).Key, midday); err != nil || s.User != u.Name || who.Hash != u.Hash {
-			t.Errorf("got %v of %v, %v", s, who, err)
+	for i := range sessions {
+		key := numberedSession(u, i).Key
+		for range 2 {
+			if s, who, err := store.session(key, midday); err != nil || s.Key != key || s.User != u.Name || who.Hash != u.Hash {
+				t.Errorf("got %v of %v, %v", s, who, err)
+			}
+			if r, _ := seen.login(key); r == nil {
+				t.Error("it is not remembered")
+			}
 		}
 	}
-	entries := 0
-	for _, m := range []*sync.Map{&seen.logins, &seen.users} {
-		m.Range(func(any, any) bool { entries++; return true })
+	seen.users.Range(func(name, _ any) bool { t.Errorf("%s is one more than there is room for", name); return true })
+}
+
+// Sessions stay apart, however many want the same places.
+func TestPlacesOfSessions(t *testing.T) {
+	const sessions = 3 * maxLogins
+	var seen reads
+	var keys [sessions]Key
+	for i := range keys {
+		keys[i] = sha256.Sum256(fmt.Append(nil, i))
+		if i%2 == 1 {
+			copy(keys[i][:8], keys[i-1][:8])
+		}
+		r, place := seen.login(keys[i])
+		if r != nil {
+			t.Fatal("found what was never there")
+		}
+		place.Store(&read{session: Session{Key: keys[i]}})
+		if i == maxLogins/16 {
+			for _, key := range keys[:i] {
+				if r, _ := seen.login(key); r == nil {
+					t.Error("one had to leave although there was room")
+				}
+			}
+		}
 	}
-	if entries != 0 {
-		t.Errorf("%d entries more than there is room for", entries)
+	there := 0
+	for _, key := range keys {
+		if r, _ := seen.login(key); r != nil {
+			there++
+			if r.session.Key != key {
+				t.Fatal("found another's session")
+			}
+		}
+	}
+	if there < maxLogins/2 {
+		t.Errorf("only %d are remembered", there)
 	}
 }

@@ -94,7 +94,10 @@ for ((round = 0; round <= rounds; round++)); do # round 0 warms up
   say "round $round of $rounds"
   cookie[ringward]=$(login ringward) cookie[scs]=$(login scs) # a user has 100 sessions at most
   for name in bare ringward scs; do measure $round get $name -cookie "${cookie[$name]}"; done
-  if [[ $million ]]; then measure $round get million -cookies "$dir/million/cookies"; fi
+  if [[ $million ]]; then
+    measure $round get million -cookies "$dir/million/cookies"
+    measure $round same million -cookie "$(head -1 "$dir/million/cookies")"
+  fi
   measure $round nocookie bare -path /refused -status 401
   measure $round nocookie ringward -status 401
   measure $round nocookie scs -status 401
@@ -127,16 +130,17 @@ $1 > 0 {
     else if (bare[k] > 0) ratio[$2, $3, k] = ratio[$2, $3, k] " " $k / bare[k]
   }
 }
-function line(title, row, k, form,   n, i, s) {
+function line(title, row, k, form,   n, i, s, found) {
   s = "| " title
   n = split("bare ringward million scs", name, " ")
   for (i = 1; i <= n; i++) {
     if (name[i] == "million" && !("get" SUBSEP "million" SUBSEP 4 in value)) continue
     if (!((row, name[i], k) in value)) { s = s " | "; continue }
+    found = 1
     s = s " | " sprintf(form, median(value[row, name[i], k]))
     if (name[i] != "bare") s = s sprintf(" (%.2f)", median(ratio[row, name[i], k]))
   }
-  print s " |"
+  if (found) print s " |"
 }
 END {
   if ("get" SUBSEP "million" SUBSEP 4 in value) print "| | bare | ringward | 1,000,000 sessions | scs |\n| --- | --: | --: | --: | --: |"
@@ -145,6 +149,7 @@ END {
   line("p50, µs", "get", 5, "%.0f")
   line("p99, µs", "get", 6, "%.0f")
   line("CPU of the server, µs per GET", "get", 7, "%.1f")
+  line("GET with always the same session, /s", "same", 4, "%.0f")
   line("refused, no cookie, /s", "nocookie", 4, "%.0f")
   line("CPU of the server, µs", "nocookie", 7, "%.1f")
   line("refused, bad signature, /s", "badsignature", 4, "%.0f")
