@@ -101,7 +101,7 @@ for ((round = 0; round <= rounds; round++)); do # round 0 warms up
   measure $round nocookie bare -path /refused -status 401
   measure $round nocookie ringward -status 401
   measure $round nocookie scs -status 401
-  measure $round badsignature bare -path /refused -status 401
+  measure $round badsignature bare -path /refused -status 401 -cookie "${cookie[ringward]}x"
   measure $round badsignature ringward -status 401 -cookie "${cookie[ringward]}x"
   for name in bare ringward scs; do measure $round login $name -c 8 -method POST -path /auth/session -body "$user" -status 201; done
 done
