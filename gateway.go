@@ -290,6 +290,7 @@ func (g *Gateway) proxyOver(dial func(ctx context.Context, network, addr string)
 		clear(w.Header()) // not in ModifyResponse: an answer 103 would come before that
 		proxy := shared
 		proxy.ModifyResponse = func(answer *http.Response) error {
+			answer.Header["Set-Cookie"] = slices.DeleteFunc(answer.Header["Set-Cookie"], namesSession)
 			if len(own["Set-Cookie"]) > 0 {
 				answer.Header["Set-Cookie"] = append(answer.Header["Set-Cookie"], own["Set-Cookie"]...)
 			}
@@ -476,15 +477,19 @@ func withoutSession(line string) string {
 	if !strings.Contains(line, "ringward") {
 		return line
 	}
-	cookies := slices.DeleteFunc(strings.Split(line, ";"), func(cookie string) bool {
-		name, _, _ := strings.Cut(cookie, "=")
-		switch strings.Trim(name, " \t") {
-		case "ringward", "__Host-ringward", "__Secure-ringward":
-			return true
-		}
-		return false
-	})
-	return strings.TrimLeft(strings.Join(cookies, ";"), " \t")
+	return strings.TrimLeft(strings.Join(slices.DeleteFunc(strings.Split(line, ";"), namesSession), ";"), " \t")
+}
+
+// namesSession says whether a line of Set-Cookie, or a part of one of Cookie,
+// is a session of ours by its name. A cookie that is set without a name comes
+// back as its value alone, which may look like a name.
+func namesSession(cookie string) bool {
+	name, _, _ := strings.Cut(strings.TrimLeft(cookie, "= \t"), "=")
+	switch strings.TrimRight(name, " \t") {
+	case "ringward", "__Host-ringward", "__Secure-ringward":
+		return true
+	}
+	return false
 }
 
 // withoutToken drops an API token of ours.

@@ -497,6 +497,9 @@ func TestAnswersPassAsTheyAre(t *testing.T) {
 			w.Header().Set("Content-Encoding", "gzip")
 		}
 		w.Header().Add("Set-Cookie", "tool=1; Path=/reports")
+		for _, name := range []string{"ringward", "__Host-ringward", "__Secure-ringward", " =\tringward\t", "=ringward"} {
+			w.Header().Add("Set-Cookie", name+"=forged; Path=/")
+		}
 		w.Header().Add("Set-Cookie", "other=2")
 		w.Header().Set("Content-Security-Policy", "default-src *")
 		w.Header().Set("Server", "tool/1")
