@@ -390,6 +390,9 @@ func (p *running) stop() {
 func (p *running) limit(t time.Time) {
 	connection := http.NewResponseController(p.w)
 	connection.SetReadDeadline(t)
+	if !t.IsZero() {
+		t = t.Add(time.Second) // the answer to who still sends comes when the read has ended
+	}
 	connection.SetWriteDeadline(t)
 }
 

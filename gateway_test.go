@@ -487,7 +487,9 @@ func TestAnswersPassAsTheyAre(t *testing.T) {
 		switch r.URL.Path {
 		case "/hints":
 			w.Header().Set("Link", "</x.css>")
+			w.Header().Set("Set-Cookie", "ringward=forged")
 			w.WriteHeader(http.StatusEarlyHints)
+			w.Header().Del("Set-Cookie")
 		case "/cached":
 			w.Header().Set("Cache-Control", "public, max-age=60")
 		case "/trailer":
@@ -874,6 +876,23 @@ func TestStreamsEndWithTheSession(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who still sends is told why it is over.
+func TestUploadIsToldOfItsEnd(t *testing.T) {
+	inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
+		told := make(chan string, 1)
+		f.stream("POST /upload HTTP/1.1\nHost: localhost\nCookie: COOKIE\nContent-Length: 100\n\n", func(_ *front, conn net.Conn) {
+			b, _ := io.ReadAll(conn)
+			told <- string(b)
+		})
+		time.Sleep(time.Hour)
+		f.do("DELETE", "/auth/session", "", "Cookie", f.cookie)
+		logout := time.Now()
+		if got := <-told; !strings.HasPrefix(got, "HTTP/1.1 401 ") || time.Since(logout) > time.Minute {
+			t.Errorf("after %v: %q", time.Since(logout), got)
+		}
+	})
 }
 
 // A stream is not use: it does not keep its session alive.

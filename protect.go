@@ -187,6 +187,8 @@ func (w *answerWriter) begun(status int) {
 func (w *answerWriter) WriteHeader(status int) {
 	if status >= 200 || status == http.StatusSwitchingProtocols {
 		w.begun(status)
+	} else {
+		w.Header().Del("Set-Cookie") // a tool's hints say nothing for good
 	}
 	w.ResponseWriter.WriteHeader(status)
 }
