@@ -251,8 +251,9 @@ const (
 var errSessionOver = errors.New("session over")
 
 // proxy passes requests on to the tool; it belongs behind requireLogin. What
-// the tool answers passes as it is, but for the cookie of a renewed session,
-// and for Cache-Control where there is that or the tool has none.
+// the tool answers passes as it is, but for cookies by a session's name, of
+// which there is that of a renewed one only, and for Cache-Control where there
+// is that or the tool has none.
 func (g *Gateway) proxy() http.Handler {
 	return g.proxyOver((&net.Dialer{Timeout: 10 * time.Second}).DialContext)
 }

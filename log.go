@@ -78,9 +78,9 @@ func (l *lineWriter) run(w io.Writer) {
 	}
 }
 
-// requestLog writes the line of each request: the one that slog would make of
-// the same attributes, which takes it three times as long, a thirtieth of the
-// whole request.
+// requestLog writes the line of each request, like slog, which takes three
+// times as long for it, a thirtieth of the whole request. What slog would not
+// quote and is not plain ASCII is quoted too.
 type requestLog struct {
 	w    io.Writer
 	json bool

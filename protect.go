@@ -188,7 +188,7 @@ func (w *answerWriter) WriteHeader(status int) {
 	if status >= 200 || status == http.StatusSwitchingProtocols {
 		w.begun(status)
 	} else {
-		w.Header().Del("Set-Cookie") // a tool's hints say nothing for good
+		w.Header().Del("Set-Cookie") // hints come from tools, and before the gateway looks at their cookies
 	}
 	w.ResponseWriter.WriteHeader(status)
 }

@@ -401,7 +401,7 @@ func (b *boltStore) transact(begin func(func(*bolt.Tx) error) error, fn func(*bo
 // reads remembers sessions with their users. Every write of this process, the
 // only one that has the file, begins a new one.
 type reads struct {
-	logins [maxLogins]atomic.Pointer[read] // each in one of its places
+	logins [maxLogins]atomic.Pointer[read] // each in one of the four places that its key names
 	users  sync.Map                        // name -> User; when full it takes no more
 	nUsers atomic.Int64
 	lists  sync.Map // name -> []byte, what remembered answers
@@ -420,14 +420,15 @@ const (
 // login answers what is remembered of a session, or nil and the place to
 // remember it: one that is free, or else one that another has to leave.
 func (r *reads) login(k Key) (*read, *atomic.Pointer[read]) {
-	place := &r.logins[binary.LittleEndian.Uint16(k[:])%maxLogins]
+	var place *atomic.Pointer[read]
 	for i := range 4 {
 		p := &r.logins[binary.LittleEndian.Uint16(k[2*i:])%maxLogins]
-		switch found := p.Load(); {
-		case found == nil:
-			place = p
-		case found.session.Key == k:
+		found := p.Load()
+		if found != nil && found.session.Key == k {
 			return found, nil
+		}
+		if found == nil || place == nil {
+			place = p
 		}
 	}
 	return nil, place
