@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -24,7 +25,6 @@ type Token struct {
 	Created time.Time
 	Expires time.Time // zero: never
 	Used    time.Time // zero: never; kept to the hour
-	By      Key       // the session that asks for it; zero: the operator; not kept
 }
 
 // Invite lets a person set a password, once. An empty User is the invite of an
@@ -51,19 +51,18 @@ var errTooMany = errors.New("there are too many")
 // promises.
 type accountStore interface {
 	Store
-	// sessions answers the live sessions of one user, the oldest first, or of
-	// all for "".
-	sessions(user string, now time.Time) ([]Session, error)
-	endSessions(user string) error
+	// setPassword replaces the hash of a user verified as in login, ends every
+	// session and invite of the user, and starts s.
+	setPassword(was User, hash string, s Session) error
+	endUserSessions(user string) error
 
 	// addToken is fs.ErrExist where the user has a token of that name,
-	// errTooMany, and fs.ErrNotExist where t.By has ended: it must not live on
-	// in a token.
+	// errTooMany, and fs.ErrNotExist where there is no such user.
 	addToken(t Token) error
-	// tokens answers those of one user, the oldest first, or of all for "",
+	// tokens returns those of one user, the oldest first, or of all for "",
 	// expired ones too.
 	tokens(user string) ([]Token, error)
-	// token answers one that has not expired, and its user, who is not disabled.
+	// token returns one that has not expired, and its user, who is not disabled.
 	token(k Key, now time.Time) (Token, User, error)
 	// useToken keeps when a token was used, and never brings back a removed one.
 	useToken(k Key, now time.Time) error
@@ -73,48 +72,39 @@ type accountStore interface {
 	// store. It is fs.ErrNotExist where the user is not there or disabled, or
 	// where it has no user and the store has.
 	addInvite(i Invite) error
-	// invite answers one that can be accepted now.
+	// invite returns one that can be accepted now.
 	invite(k Key, now time.Time) (Invite, error)
 	// acceptInvite, in one transaction, uses the invite up, gives u.Hash to its
 	// user (or makes u, if the invite has none), ends all that the user could
-	// get in with and the session under ends, and starts s.
-	acceptInvite(k Key, u User, s Session, ends Key) error
+	// get in with and the sessions under ends, and starts s.
+	acceptInvite(k Key, u User, s Session, ends []Key) error
 }
 
-func (b *boltStore) sessions(user string, now time.Time) (live []Session, err error) {
-	err = b.view(func(tx *bolt.Tx) error {
-		return eachKey(tx, kindSession, user, func(k Key) error {
-			s, err := getLive(tx, k, now)
-			if err == nil {
-				live = append(live, s)
-			}
-			return present(err)
-		})
+func (b *BoltStore) setPassword(was User, hash string, s Session) error {
+	return b.update(func(tx *bolt.Tx) error {
+		u, err := getUnchanged(tx, was)
+		if err != nil {
+			return err
+		}
+		u.Hash = hash
+		if err := putUser(tx, u); err != nil {
+			return err
+		}
+		if err := dropOwned(tx, u.Name, kindSession, kindInvite); err != nil {
+			return err
+		}
+		return startSession(tx, s)
 	})
-	return live, err
 }
 
-// present is err unless that says that something is not there.
-func present(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-func (b *boltStore) endSessions(user string) error {
+func (b *BoltStore) endUserSessions(user string) error {
 	return b.update(func(tx *bolt.Tx) error { return dropOwned(tx, user, kindSession) })
 }
 
-func (b *boltStore) addToken(t Token) error {
+func (b *BoltStore) addToken(t Token) error {
 	return b.update(func(tx *bolt.Tx) error {
 		if u, err := getUser(tx, t.User); err != nil || u.Disabled {
 			return errors.Join(err, fs.ErrNotExist)
-		}
-		if t.By != (Key{}) {
-			if _, err := getLive(tx, t.By, t.Created); err != nil {
-				return err
-			}
 		}
 		n := 0
 		err := eachKey(tx, kindToken, t.User, func(k Key) error {
@@ -134,7 +124,7 @@ func (b *boltStore) addToken(t Token) error {
 	})
 }
 
-func (b *boltStore) tokens(user string) (all []Token, err error) {
+func (b *BoltStore) tokens(user string) (all []Token, err error) {
 	err = b.view(func(tx *bolt.Tx) error {
 		return eachKey(tx, kindToken, user, func(k Key) error {
 			t, err := getToken(tx, k)
@@ -147,7 +137,7 @@ func (b *boltStore) tokens(user string) (all []Token, err error) {
 	return all, err
 }
 
-func (b *boltStore) token(k Key, now time.Time) (t Token, u User, err error) {
+func (b *BoltStore) token(k Key, now time.Time) (t Token, u User, err error) {
 	err = b.view(func(tx *bolt.Tx) error {
 		if t, err = getToken(tx, k); err != nil {
 			return err
@@ -161,7 +151,7 @@ func (b *boltStore) token(k Key, now time.Time) (t Token, u User, err error) {
 	return t, u, err
 }
 
-func (b *boltStore) useToken(k Key, now time.Time) error {
+func (b *BoltStore) useToken(k Key, now time.Time) error {
 	return b.update(func(tx *bolt.Tx) error {
 		t, err := getToken(tx, k)
 		if err != nil {
@@ -172,11 +162,11 @@ func (b *boltStore) useToken(k Key, now time.Time) error {
 	})
 }
 
-func (b *boltStore) removeToken(k Key) error {
+func (b *BoltStore) removeToken(k Key) error {
 	return b.update(func(tx *bolt.Tx) error { return drop(tx, kindToken, k) })
 }
 
-func (b *boltStore) addInvite(i Invite) error {
+func (b *BoltStore) addInvite(i Invite) error {
 	return b.update(func(tx *bolt.Tx) error {
 		if err := invitable(tx, i.User); err != nil {
 			return err
@@ -190,12 +180,12 @@ func (b *boltStore) addInvite(i Invite) error {
 	})
 }
 
-func (b *boltStore) invite(k Key, now time.Time) (i Invite, err error) {
+func (b *BoltStore) invite(k Key, now time.Time) (i Invite, err error) {
 	err = b.view(func(tx *bolt.Tx) error { i, err = getInvite(tx, k, now); return err })
 	return i, err
 }
 
-func (b *boltStore) acceptInvite(k Key, u User, s Session, ends Key) error {
+func (b *BoltStore) acceptInvite(k Key, u User, s Session, ends []Key) error {
 	return b.update(func(tx *bolt.Tx) error {
 		i, err := getInvite(tx, k, s.Created)
 		if err != nil {
@@ -215,7 +205,7 @@ func (b *boltStore) acceptInvite(k Key, u User, s Session, ends Key) error {
 		if err := putUser(tx, u); err != nil {
 			return err
 		}
-		if err := drop(tx, kindSession, ends); err != nil {
+		if err := drop(tx, kindSession, ends...); err != nil {
 			return err
 		}
 		return startSession(tx, s)
@@ -264,25 +254,65 @@ func invitable(tx *bolt.Tx, name string) error {
 	return err
 }
 
-// Account is the handlers of this file.
+// Account is the handlers of this file. All but those of invites belong behind
+// requireSession.
 type Account struct {
 	*Auth
-	store accountStore
+	accounts  accountStore
+	minLength int // of new passwords, in characters
 }
 
-// newAccount also teaches auth to let tokens in.
-func newAccount(auth *Auth, store accountStore) *Account {
-	a := &Account{auth, store}
-	auth.token = a.tokenLogin
-	return a
+// requireSession is RequireLogin for what a token may not do.
+func (a *Account) requireSession(next http.HandlerFunc) http.Handler {
+	return a.RequireLogin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if loginOf(r).Token {
+			respondError(w, http.StatusForbidden, "Not with a token", "log in with the password to manage the account")
+			return
+		}
+		next(w, r)
+	}))
+}
+
+// handlePassword is PUT /auth/password.
+func (a *Account) handlePassword(w http.ResponseWriter, r *http.Request) {
+	var current, chosen string
+	l := loginOf(r)
+	if !readJSON(w, r, fields{"current": &current, "new": &chosen}, nil) || !a.checkNewPassword(w, l.User.Name, chosen) {
+		return
+	}
+	now := time.Now()
+	s, id := a.newSession(l.User.Name, r, now)
+	err := a.withPassword(r, l.User.Name, current, a.throttle.login(l.User.Name, clientAddr(r)), func(u User) error {
+		hash, err := a.hashPassword(r.Context(), chosen)
+		if err == nil {
+			err = a.accounts.setPassword(u, hash, s)
+		}
+		return err
+	})
+	if err != nil {
+		a.fail(w, r, err, http.StatusForbidden, "Current password is wrong")
+		return
+	}
+	a.event(r, "password set", l.User.Name)
+	a.setCookie(w, id, s, now)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// checkNewPassword responds with the rule that a new password breaks, if any.
+func (a *Account) checkNewPassword(w http.ResponseWriter, name, password string) bool {
+	problem := passwordProblem(name, password, a.minLength)
+	if problem != "" {
+		respondError(w, http.StatusUnprocessableEntity, problem)
+	}
+	return problem == ""
 }
 
 // handleSessions is GET /auth/sessions.
 func (a *Account) handleSessions(w http.ResponseWriter, r *http.Request) {
 	l, now := loginOf(r), time.Now()
-	live, err := a.store.sessions(l.User.Name, now)
+	live, err := a.accounts.sessions(l.User.Name, now)
 	if err != nil {
-		a.unavailable(w, r, err)
+		a.fail(w, r, err, 0, "")
 		return
 	}
 	shown := []sessionView{}
@@ -293,7 +323,7 @@ func (a *Account) handleSessions(w http.ResponseWriter, r *http.Request) {
 		}
 		shown = append(shown, v)
 	}
-	writeData(w, http.StatusOK, shown)
+	respond(w, http.StatusOK, shown)
 }
 
 type sessionView struct {
@@ -315,49 +345,45 @@ func viewSession(s Session) sessionView {
 // handleEndSession is DELETE /auth/sessions/{id}.
 func (a *Account) handleEndSession(w http.ResponseWriter, r *http.Request) {
 	l := loginOf(r)
-	own, err := a.store.sessions(l.User.Name, time.Now())
+	own, err := a.accounts.sessions(l.User.Name, time.Now())
+	i := slices.IndexFunc(own, func(s Session) bool { return s.Key.handle() == r.PathValue("id") })
+	if err == nil && i < 0 {
+		err = fs.ErrNotExist
+	}
+	if err == nil {
+		err = a.accounts.endSessions(own[i].Key)
+	}
 	if err != nil {
-		a.unavailable(w, r, err)
+		a.fail(w, r, err, http.StatusNotFound, "No such session")
 		return
 	}
-	for _, s := range own {
-		if s.Key.handle() != r.PathValue("id") {
-			continue
-		}
-		if err := a.store.endSession(s.Key); err != nil {
-			a.unavailable(w, r, err)
-			return
-		}
-		a.event(r, "session ended", l.User.Name)
-		if s.Key == l.Session.Key {
-			a.Auth.sessions.clearCookie(w)
-		}
-		w.WriteHeader(http.StatusNoContent)
-		return
+	a.event(r, "session ended", l.User.Name)
+	if own[i].Key == l.Session.Key {
+		a.clearCookie(w)
 	}
-	writeError(w, http.StatusNotFound, "No such session")
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // handleEndSessions is DELETE /auth/sessions.
 func (a *Account) handleEndSessions(w http.ResponseWriter, r *http.Request) {
-	name := loginOf(r).User.Name
-	if err := a.store.endSessions(name); err != nil {
-		a.unavailable(w, r, err)
+	name := UserOf(r)
+	if err := a.accounts.endUserSessions(name); err != nil {
+		a.fail(w, r, err, 0, "")
 		return
 	}
 	a.event(r, "all sessions ended", name)
-	a.Auth.sessions.clearCookie(w)
+	a.clearCookie(w)
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// tokenLogin is Auth.token.
+// tokenLogin is Auth.tokenLogin.
 func (a *Account) tokenLogin(secret string, now time.Time) (Login, error) {
-	t, u, err := a.store.token(keyOf(secret), now)
+	t, u, err := a.accounts.token(keyOf(secret), now)
 	if err != nil {
 		return Login{}, err
 	}
 	if used := now.Truncate(usedEvery); used.After(t.Used) {
-		if err := a.store.useToken(t.Key, used); errors.Is(err, fs.ErrNotExist) {
+		if err := a.accounts.useToken(t.Key, used); errors.Is(err, fs.ErrNotExist) {
 			return Login{}, err
 		} else if err != nil {
 			a.Log.Error("use of token not kept", "error", err)
@@ -392,46 +418,39 @@ func printable(s string) string {
 
 // handleTokens is GET /auth/tokens.
 func (a *Account) handleTokens(w http.ResponseWriter, r *http.Request) {
-	own, err := a.store.tokens(loginOf(r).User.Name)
+	own, err := a.accounts.tokens(UserOf(r))
 	if err != nil {
-		a.unavailable(w, r, err)
+		a.fail(w, r, err, 0, "")
 		return
 	}
 	shown := []tokenView{}
 	for _, t := range own {
 		shown = append(shown, viewToken(t))
 	}
-	writeData(w, http.StatusOK, shown)
+	respond(w, http.StatusOK, shown)
 }
 
 // handleAddToken is POST /auth/tokens.
 func (a *Account) handleAddToken(w http.ResponseWriter, r *http.Request) {
-	var in struct {
-		Name    string `json:"name"`
-		Expires string `json:"expires,omitempty"`
-	}
-	if !readJSON(w, r, &in) {
+	var name, expires string
+	if !readJSON(w, r, fields{"name": &name}, fields{"expires": &expires}) {
 		return
 	}
-	l := loginOf(r)
-	t, secret, err := newToken(l.User.Name, in.Name, in.Expires, time.Now())
-	if t.By = l.Session.Key; err == nil {
-		err = a.store.addToken(t)
+	t, secret, err := newToken(UserOf(r), name, expires, time.Now())
+	if err == nil {
+		err = a.accounts.addToken(t)
 	}
 	if problem := tokenProblem(err); problem != "" {
-		writeError(w, http.StatusUnprocessableEntity, problem)
-		return
-	} else if errors.Is(err, fs.ErrNotExist) { // the user went or the session ended while the body came
-		a.deny(w, r, err)
+		respondError(w, http.StatusUnprocessableEntity, problem)
 		return
 	} else if err != nil {
-		a.unavailable(w, r, err)
+		a.deny(w, r, err) // the user went this instant, or the store failed
 		return
 	}
 	a.event(r, "token made", t.User)
 	v := viewToken(t)
 	v.Token = secret
-	writeData(w, http.StatusCreated, v)
+	respond(w, http.StatusCreated, v)
 }
 
 // errInput is a value that breaks a rule, said to the person who gave it.
@@ -473,25 +492,21 @@ func tokenProblem(err error) string {
 
 // handleRemoveToken is DELETE /auth/tokens/{id}.
 func (a *Account) handleRemoveToken(w http.ResponseWriter, r *http.Request) {
-	name := loginOf(r).User.Name
-	own, err := a.store.tokens(name)
+	name := UserOf(r)
+	own, err := a.accounts.tokens(name)
+	i := slices.IndexFunc(own, func(t Token) bool { return t.Key.handle() == r.PathValue("id") })
+	if err == nil && i < 0 {
+		err = fs.ErrNotExist
+	}
+	if err == nil {
+		err = a.accounts.removeToken(own[i].Key)
+	}
 	if err != nil {
-		a.unavailable(w, r, err)
+		a.fail(w, r, err, http.StatusNotFound, "No such token")
 		return
 	}
-	for _, t := range own {
-		if t.Key.handle() != r.PathValue("id") {
-			continue
-		}
-		if err := a.store.removeToken(t.Key); err != nil {
-			a.unavailable(w, r, err)
-			return
-		}
-		a.event(r, "token removed", name)
-		w.WriteHeader(http.StatusNoContent)
-		return
-	}
-	writeError(w, http.StatusNotFound, "No such token")
+	a.event(r, "token removed", name)
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // newInvite makes an invite that is not in the store yet, and its secret.
@@ -500,30 +515,16 @@ func newInvite(user string, now time.Time) (Invite, string) {
 	return Invite{Key: key, User: user, Created: now, Expires: now.Add(inviteLife)}, secret
 }
 
-// findInvite answers the invite in the path, or has answered the request.
-func (a *Account) findInvite(w http.ResponseWriter, r *http.Request) (Invite, bool) {
-	i, err := a.store.invite(keyOf(r.PathValue("token")), time.Now())
-	if err != nil {
-		a.refuseInvite(w, r, err)
-	}
-	return i, err == nil
-}
-
-func (a *Account) refuseInvite(w http.ResponseWriter, r *http.Request, err error) {
-	if errors.Is(err, fs.ErrNotExist) {
-		writeError(w, http.StatusNotFound, "This invite is unknown, used or expired")
-		return
-	}
-	a.unavailable(w, r, err)
-}
+const noInvite = "This invite is unknown, used or expired"
 
 // handleInvite is GET /auth/invites/{token}.
 func (a *Account) handleInvite(w http.ResponseWriter, r *http.Request) {
-	i, ok := a.findInvite(w, r)
-	if !ok {
+	i, err := a.accounts.invite(keyOf(r.PathValue("token")), time.Now())
+	if err != nil {
+		a.fail(w, r, err, http.StatusNotFound, noInvite)
 		return
 	}
-	writeData(w, http.StatusOK, struct {
+	respond(w, http.StatusOK, struct {
 		Username string    `json:"username"`
 		Expires  time.Time `json:"expires"`
 	}{i.User, seconds(i.Expires)})
@@ -531,39 +532,36 @@ func (a *Account) handleInvite(w http.ResponseWriter, r *http.Request) {
 
 // handleAcceptInvite is POST /auth/invites/{token}.
 func (a *Account) handleAcceptInvite(w http.ResponseWriter, r *http.Request) {
-	var in struct {
-		Password string `json:"password"`
-		Username string `json:"username,omitempty"`
-	}
-	if !a.sameSite(w, r) || !readJSON(w, r, &in) {
+	var password, username string
+	if !a.sameSite(w, r) || !readJSON(w, r, fields{"password": &password}, fields{"username": &username}) {
 		return
 	}
-	i, ok := a.findInvite(w, r)
-	if !ok {
+	i, err := a.accounts.invite(keyOf(r.PathValue("token")), time.Now())
+	if err != nil {
+		a.fail(w, r, err, http.StatusNotFound, noInvite)
 		return
 	}
-	name := i.User
+	name, ok := i.User, true
 	if name == "" {
-		if name, ok = canonicalName(in.Username); !ok {
-			writeError(w, http.StatusUnprocessableEntity, nameProblem)
+		if name, ok = canonicalName(username); !ok {
+			respondError(w, http.StatusUnprocessableEntity, nameProblem)
 			return
 		}
-	} else if in.Username != "" {
-		writeError(w, http.StatusBadRequest, "Malformed request body", "this invite has its username")
+	} else if username != "" {
+		respondError(w, http.StatusBadRequest, "Malformed request body", "this invite has its username")
 		return
 	}
-	if !a.accepts(w, name, in.Password) {
+	if !a.checkNewPassword(w, name, password) {
 		return
 	}
-	hash, ok := a.hash(w, r, in.Password)
-	if !ok {
-		return
-	}
+	hash, err := a.hashPassword(r.Context(), password)
 	now := time.Now()
-	old, _ := a.Auth.sessions.find(r, now)
-	s, id := a.Auth.sessions.next(name, a.clientAddr(r), r.UserAgent(), now)
-	if err := a.store.acceptInvite(i.Key, User{Name: name, Hash: hash, Created: now}, s, old.Session.Key); err != nil {
-		a.refuseInvite(w, r, err)
+	s, id := a.newSession(name, r, now)
+	if err == nil {
+		err = a.accounts.acceptInvite(i.Key, User{Name: name, Hash: hash, Created: now}, s, a.sessionKeys(r))
+	}
+	if err != nil {
+		a.fail(w, r, err, http.StatusNotFound, noInvite)
 		return
 	}
 	if i.User == "" {
@@ -571,7 +569,7 @@ func (a *Account) handleAcceptInvite(w http.ResponseWriter, r *http.Request) {
 	}
 	a.event(r, "invite used", name)
 	a.event(r, "password set", name)
-	a.welcome(w, r, s, id, now)
+	a.respondLoggedIn(w, r, s, id, now)
 }
 
 const nameProblem = "Username must be 1 to 64 of a-z 0-9 . _ @ - and begin with a letter or digit"

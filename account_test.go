@@ -11,9 +11,9 @@ import (
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,18 +28,23 @@ import (
 type accountServer struct {
 	*testing.T
 	http.Handler
-	path  string
-	store *boltStore
-	auth  *Auth
-	admin *Admin
-	log   *bytes.Buffer // read it when no request runs
+	path     string
+	store    *BoltStore
+	auth     *Auth
+	operator *Operator
+	log      *bytes.Buffer // read it when no request runs
 }
 
 // newAccountServer has the users frodo and sam, both with testPassword.
 func newAccountServer(t *testing.T) *accountServer {
 	t.Helper()
-	s := openAccountServer(t, filepath.Join(t.TempDir(), "test.db"))
-	hash, err := s.auth.hashPassword(testPassword)
+	return newAccountServerAt(t, filepath.Join(t.TempDir(), "test.db"))
+}
+
+func newAccountServerAt(t *testing.T, path string) *accountServer {
+	t.Helper()
+	s := openAccountServer(t, path)
+	hash, err := s.auth.hashPassword(s.Context(), testPassword)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,27 +58,29 @@ func newAccountServer(t *testing.T) *accountServer {
 
 func openAccountServer(t *testing.T, path string) *accountServer {
 	t.Helper()
-	store, err := openStore(path)
+	store, err := OpenStore(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { store.close() })
+	t.Cleanup(func() { store.Close() })
 	store.db.NoSync = true // what the disk has after a crash is not for these tests
-	auth, err := newAuth(store, testKey)
+	auth, err := NewAuth(store, testKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &accountServer{T: t, path: path, store: store, auth: auth, log: new(bytes.Buffer)}
-	auth.Cost, auth.weak, auth.Log = bcrypt.MinCost, weakPassword, newLogger(s.log, false)
-	s.admin = &Admin{Auth: auth, store: store, base: "http://test"}
+	auth.Cost, auth.Log = bcrypt.MinCost, newLogger(s.log, false)
+	account := &Account{auth, store, 15}
+	auth.tokenLogin, auth.seen = account.tokenLogin, seenUser
+	s.operator = &Operator{auth, store, 15, "http://test"}
 	if err := store.seedRings(); err != nil {
 		t.Fatal(err)
 	}
-	s.Handler = routes(auth, store, &Gateway{auth: auth})
+	s.Handler = routes(auth, account, &Rings{auth, store}, &Gateway{auth: auth})
 	return s
 }
 
-// do sends one request and answers status and body. headers are pairs.
+// do sends one request and returns the response. headers are pairs.
 func (s *accountServer) do(method, path, body string, headers ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
 	if body != "" {
@@ -87,7 +94,7 @@ func (s *accountServer) do(method, path, body string, headers ...string) *httpte
 	return w
 }
 
-// want is do for what must have that status; data, if not nil, gets the answer's.
+// want is do for what must have that status; data, if not nil, gets the response's.
 func (s *accountServer) want(status int, data any, method, path, body string, headers ...string) *httptest.ResponseRecorder {
 	s.Helper()
 	w := s.do(method, path, body, headers...)
@@ -102,26 +109,27 @@ func (s *accountServer) want(status int, data any, method, path, body string, he
 	return w
 }
 
-// enter logs in and answers the cookie, name=value.
+// enter logs in and returns the cookie, name=value.
 func (s *accountServer) enter(user, password string) string {
 	s.Helper()
 	return cookieOf(s, s.want(http.StatusCreated, nil, "POST", "/auth/session", credentials(user, password), "User-Agent", "test of "+user))
 }
 
-// token makes one over the API and answers it.
+// token makes one over the API and returns it.
 func (s *accountServer) token(cookie, body string) (t tokenView) {
 	s.Helper()
 	s.want(http.StatusCreated, &t, "POST", "/auth/tokens", body, "Cookie", cookie)
 	return t
 }
 
+// invite makes one and returns its secret.
 func (s *accountServer) invite(user string) string {
 	s.Helper()
-	i, err := s.admin.invite(User{Name: user})
+	link, err := s.operator.invite(User{Name: user}, "")
 	if err != nil {
 		s.Fatal(err)
 	}
-	return i.Token
+	return strings.TrimPrefix(link, "http://test/auth/invite#")
 }
 
 const newPassword = "one does not simply walk in"
@@ -159,7 +167,7 @@ func TestOwnSessions(t *testing.T) {
 	s.want(http.StatusUnauthorized, nil, "GET", "/auth/session", "", "Cookie", mine)
 
 	mine, other = s.enter("frodo", testPassword), s.enter("frodo", testPassword)
-	if late, err := s.store.sessions("frodo", time.Now().Add(s.auth.sessions.Idle)); len(late) > 0 || err != nil {
+	if late, err := s.store.sessions("frodo", time.Now().Add(s.auth.Idle)); len(late) > 0 || err != nil {
 		t.Errorf("sessions that expired, swept or not: %v, %v", late, err)
 	}
 	if w := s.want(http.StatusNoContent, nil, "DELETE", "/auth/sessions", "", "Cookie", mine); !strings.Contains(w.Header().Get("Set-Cookie"), "Max-Age=0") {
@@ -199,99 +207,91 @@ func TestUserAgentCannotWriteToATerminal(t *testing.T) {
 	}
 }
 
-// Whatever ends a session while requests of it are in flight, none of them
-// brings it back. All of them want to renew it.
+// renewing is a store in which something happens between the reading of a
+// session and its renewal.
+type renewing struct {
+	Store
+	meanwhile func()
+}
+
+func (r renewing) renew(k Key, now, idle time.Time) error {
+	r.meanwhile()
+	return r.Store.renew(k, now, idle)
+}
+
+// Whatever ends a session while a request of it is in flight, the request does
+// not bring it back.
 func TestNoRequestRevivesAnEndedSession(t *testing.T) {
 	s := newAccountServer(t)
 	frodo, err := s.store.user("frodo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	acts := []struct {
-		name   string
-		rounds int
-		do     func(cookie string, session Session) error
-	}{
-		{"logout", 200, func(cookie string, _ Session) error {
-			if w := s.do("DELETE", "/auth/session", "", "Cookie", cookie); w.Code != http.StatusNoContent {
-				return errors.New(w.Body.String())
-			}
-			return nil
-		}},
-		{"end", 25, func(cookie string, session Session) error {
-			if w := s.do("DELETE", "/auth/sessions/"+session.Key.handle(), "", "Cookie", cookie); w.Code != http.StatusNoContent {
-				return errors.New(w.Body.String())
-			}
-			return nil
-		}},
-		{"end all", 25, func(string, Session) error { return s.store.endSessions("frodo") }},
-		{"disable", 25, func(string, Session) error {
-			return errors.Join(s.store.disableUser("frodo", true), s.store.disableUser("frodo", false))
-		}},
-		{"remove", 25, func(string, Session) error {
-			return errors.Join(s.store.removeUser("frodo"), s.store.addUser(frodo))
-		}},
-		{"password", 25, func(string, Session) error {
-			now := time.Now()
-			fresh, _ := s.auth.sessions.next("frodo", "", "", now)
-			return s.store.setPassword(frodo, frodo.Hash, fresh)
-		}},
-		{"invite", 25, func(string, Session) error {
-			i, _ := newInvite("frodo", time.Now())
-			fresh, _ := s.auth.sessions.next("frodo", "", "", time.Now())
-			return errors.Join(s.store.addInvite(i), s.store.acceptInvite(i.Key, frodo, fresh, Key{}))
-		}},
+	session := func(idle time.Duration) (Session, string) {
+		now := time.Now()
+		fresh, id := s.auth.newSession("frodo", httptest.NewRequest("GET", "/", nil), now)
+		fresh.Idle = now.Add(idle)
+		return fresh, id
 	}
-	for _, act := range acts {
-		renewed := 0
-		for round := range act.rounds {
-			now := time.Now()
-			session, id := s.auth.sessions.next("frodo", "192.0.2.1", "", now)
-			session.Idle = now.Add(time.Minute) // less than half of Idle is left
-			if err := s.store.login(frodo, session, Key{}, ""); err != nil {
-				t.Fatal(err)
-			}
-			cookie := "ringward=" + id + "." + s.auth.sessions.keys[0].sign("ringward", id)
-			var wait sync.WaitGroup
-			begun := make(chan struct{}, 8)
-			answers := make([]*httptest.ResponseRecorder, 8)
-			for i := range answers {
-				wait.Go(func() {
-					begun <- struct{}{}
-					answers[i] = s.do("GET", "/ringsofpower/1", "", "Cookie", cookie)
-				})
-			}
-			for range round % 9 { // the act comes before all of them, after all, or in between
-				<-begun
-			}
-			ended := act.do(cookie, session)
-			wait.Wait()
-			if ended != nil {
-				t.Fatalf("%s: %v", act.name, ended)
-			}
-			for _, w := range answers {
-				if w.Code != http.StatusOK && w.Code != http.StatusUnauthorized {
-					t.Fatalf("%s: a request in flight got %d %s", act.name, w.Code, w.Body)
-				}
-				if w.Header().Get("Set-Cookie") != "" {
-					renewed++
-				}
-			}
-			if w := s.do("GET", "/ringsofpower/1", "", "Cookie", cookie); w.Code != http.StatusUnauthorized {
-				t.Fatalf("%s: the next request got %d", act.name, w.Code)
-			}
-			live, err := s.store.sessions("frodo", now)
-			for _, other := range live {
-				if other.Key == session.Key {
-					t.Fatalf("%s: the session is there again", act.name)
-				}
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+	for name, end := range map[string]func(cookie string, ended Session) error{
+		"nothing": nil,
+		"logout": func(cookie string, _ Session) error {
+			s.want(http.StatusNoContent, nil, "DELETE", "/auth/session", "", "Cookie", cookie)
+			return nil
+		},
+		"end all": func(string, Session) error { return s.store.endUserSessions("frodo") },
+		"disable": func(string, Session) error {
+			return errors.Join(s.store.disableUser("frodo", true), s.store.disableUser("frodo", false))
+		},
+		"remove": func(string, Session) error {
+			return errors.Join(s.store.removeUser("frodo"), s.store.addUser(frodo))
+		},
+		"password": func(string, Session) error {
+			fresh, _ := session(time.Hour)
+			return s.store.setPassword(frodo, frodo.Hash, fresh)
+		},
+		"invite": func(string, Session) error {
+			i, _ := newInvite("frodo", time.Now())
+			fresh, _ := session(time.Hour)
+			return errors.Join(s.store.addInvite(i), s.store.acceptInvite(i.Key, frodo, fresh, nil))
+		},
+		"expiry": func(_ string, ended Session) error { // as the sweep of a server whose clock is ahead sees it
+			_, err := s.store.Sweep(t.Context(), ended.Idle)
+			return err
+		},
+	} {
+		due, id := session(time.Minute) // less than half of Idle is left
+		if err := s.store.login(frodo, due, nil, ""); err != nil {
+			t.Fatal(err)
 		}
-		if renewed == 0 {
-			t.Errorf("%s: no request ever renewed the session, so nothing was tried", act.name)
+		cookie := "ringward=" + id + "." + s.auth.keys[0].sign("ringward", id)
+		happened := false
+		s.auth.store = renewing{s.store, func() {
+			happened = true
+			s.auth.store = s.store
+			if end != nil {
+				if err := end(cookie, due); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		}}
+		want := http.StatusUnauthorized
+		if end == nil {
+			want = http.StatusOK
+		}
+		w := s.do("GET", "/ringsofpower/1", "", "Cookie", cookie)
+		if w.Code != want || (w.Header().Get("Set-Cookie") != "") != (end == nil) || !happened {
+			t.Errorf("%s: the request in flight got %d %v, want %d", name, w.Code, w.Header(), want)
+		}
+		if w := s.do("GET", "/ringsofpower/1", "", "Cookie", cookie); w.Code != want {
+			t.Errorf("%s: the next request got %d, want %d", name, w.Code, want)
+		}
+		live, err := s.store.sessions("frodo", due.Created)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if there := slices.ContainsFunc(live, func(l Session) bool { return l.Key == due.Key }); there != (end == nil) {
+			t.Errorf("%s: the session is there: %t", name, there)
 		}
 	}
 }
@@ -379,7 +379,7 @@ func TestInviteOfAnEmptyStore(t *testing.T) {
 	})
 	t.Run("no more when there is a user", func(t *testing.T) {
 		s := newAccountServer(t)
-		if _, err := s.admin.invite(User{}); err == nil {
+		if _, err := s.operator.invite(User{}, ""); err == nil {
 			t.Error("a store with users gave away an invite for the first one")
 		}
 	})
@@ -388,16 +388,21 @@ func TestInviteOfAnEmptyStore(t *testing.T) {
 func TestInviteEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newAccountServer(t)
-		path := "/auth/invites/" + s.invite("frodo")
-		time.Sleep(24*time.Hour - 1)
+		secret, made := s.invite("frodo"), time.Now()
+		path := "/auth/invites/" + secret
+		i, err := s.store.invite(keyOf(secret), made)
+		if left := i.Expires.Sub(made); err != nil || left > 24*time.Hour || left < 24*time.Hour-time.Second {
+			t.Errorf("got %v, %v", i, err)
+		}
+		time.Sleep(time.Until(i.Expires) - 1)
 		s.want(http.StatusOK, nil, "GET", path, "")
 		time.Sleep(time.Nanosecond)
 		s.want(http.StatusNotFound, nil, "GET", path, "")
 		s.want(http.StatusNotFound, nil, "POST", path, `{"password":"`+newPassword+`"}`)
-		if n, err := s.store.sweep(t.Context(), time.Now()); n != 1 || err != nil {
+		if n, err := s.store.Sweep(t.Context(), time.Now()); n != 1 || err != nil {
 			t.Errorf("sweep: got %d, %v", n, err)
 		}
-		s.store.close()
+		s.store.Close()
 	})
 }
 
@@ -410,16 +415,16 @@ func TestInviteIsUsedOnce(t *testing.T) {
 			s = newAccountServer(t)
 		}
 		path := "/auth/invites/" + s.invite(user)
-		answers := make([]*httptest.ResponseRecorder, 20)
+		responses := make([]*httptest.ResponseRecorder, 20)
 		var wait sync.WaitGroup
 		start := make(chan struct{})
-		for i := range answers {
-			wait.Go(func() { <-start; answers[i] = s.do("POST", path, fmt.Sprintf(body, newPassword, i)) })
+		for i := range responses {
+			wait.Go(func() { <-start; responses[i] = s.do("POST", path, fmt.Sprintf(body, newPassword, i)) })
 		}
 		close(start)
 		wait.Wait()
 		winner := -1
-		for i, w := range answers {
+		for i, w := range responses {
 			if w.Code == http.StatusCreated && winner < 0 {
 				winner = i
 			} else if w.Code != http.StatusNotFound {
@@ -436,7 +441,7 @@ func TestInviteIsUsedOnce(t *testing.T) {
 func TestInviteSurvivesARestart(t *testing.T) {
 	s := newAccountServer(t)
 	invite := s.invite("frodo")
-	s.store.close()
+	s.store.Close()
 	s = openAccountServer(t, s.path)
 	s.want(http.StatusCreated, nil, "POST", "/auth/invites/"+invite, `{"password":"`+newPassword+`"}`)
 }
@@ -531,14 +536,16 @@ func TestOneOfTwenty(t *testing.T) {
 	}
 	for name, act := range map[string]func(i int) int{
 		"user": func(int) int {
-			status, _ := s.operator("POST", "/users", url.Values{"user": {"merry"}}, "", nil)
-			return status
+			if _, err := s.command("user add", "merry"); err != nil {
+				return http.StatusUnprocessableEntity
+			}
+			return http.StatusCreated
 		},
 		"token": func(int) int {
 			return s.do("POST", "/auth/tokens", `{"name":"x"}`, "Cookie", cookie).Code
 		},
 		"password": func(i int) int { // all have verified the current one
-			fresh, _ := s.auth.sessions.next("sam", "", "", time.Now())
+			fresh, _ := s.auth.newSession("sam", httptest.NewRequest("GET", "/", nil), time.Now())
 			if err := s.store.setPassword(sam, fmt.Sprint(i), fresh); err != nil {
 				return http.StatusForbidden
 			}
@@ -611,7 +618,7 @@ func TestTokenEnds(t *testing.T) {
 		if token.Expires.Sub(token.Created) != 3*time.Hour {
 			t.Errorf("shown end: got %v after %v", token.Expires, token.Created)
 		}
-		s.store.close()
+		s.store.Close()
 	})
 }
 
@@ -671,13 +678,13 @@ func (s *accountServer) records(kd kind, user string) (n int) {
 
 // What ends with a user ends at once, tokens too.
 func TestOutAtTheNextRequest(t *testing.T) {
-	for name, act := range map[string]func(*boltStore) error{
-		"removed":  func(b *boltStore) error { return b.removeUser("frodo") },
-		"disabled": func(b *boltStore) error { return b.disableUser("frodo", true) },
-		"disabled and enabled": func(b *boltStore) error {
+	for name, act := range map[string]func(*BoltStore) error{
+		"removed":  func(b *BoltStore) error { return b.removeUser("frodo") },
+		"disabled": func(b *BoltStore) error { return b.disableUser("frodo", true) },
+		"disabled and enabled": func(b *BoltStore) error {
 			return errors.Join(b.disableUser("frodo", true), b.disableUser("frodo", false))
 		},
-		"removed and added": func(b *boltStore) error {
+		"removed and added": func(b *BoltStore) error {
 			return errors.Join(b.removeUser("frodo"), b.addUser(User{Name: "frodo", Created: time.Now()}))
 		},
 	} {
@@ -707,7 +714,7 @@ func TestAccountWithoutItsStore(t *testing.T) {
 	cookie := s.enter("frodo", testPassword)
 	token := s.token(cookie, `{"name":"x"}`)
 	invite := s.invite("frodo")
-	s.store.close()
+	s.store.Close()
 	for _, request := range []struct{ method, path, body string }{
 		{"GET", "/auth/sessions", ""},
 		{"DELETE", "/auth/sessions", ""},
@@ -725,8 +732,8 @@ func TestAccountWithoutItsStore(t *testing.T) {
 	}
 	s.want(http.StatusServiceUnavailable, nil, "GET", "/ringsofpower", "", "Authorization", "Bearer "+token.Token)
 
-	// The handlers themselves, which requireLogin does not reach here.
-	account := &Account{s.auth, s.store}
+	// The handlers themselves, which RequireLogin does not reach here.
+	account := &Account{s.auth, s.store, 15}
 	for name, handle := range map[string]http.HandlerFunc{
 		"sessions": account.handleSessions, "end session": account.handleEndSession, "end sessions": account.handleEndSessions,
 		"tokens": account.handleTokens, "remove token": account.handleRemoveToken,

@@ -1,25 +1,26 @@
-// admin.go: what an operator does with users, sessions, tokens and backups, as
-// one http.Handler. It asks nobody who they are: it is served on the Unix
-// socket beside the database, which only the server's own user may open, or
-// inside the process of a command when no server runs. Arguments are in the
-// query, a password or a file is the body as it is.
+// admin.go: what an operator does with users, sessions, tokens and backups: the
+// commands themselves. They ask nobody who they are: they run in a process
+// that may open the database, or in the server for one that may open the Unix
+// socket beside it.
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"cmp"
+	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -30,21 +31,22 @@ import (
 // promises.
 type adminStore interface {
 	accountStore
-	// users answers all, in order of name.
+	// users returns all, in order of name.
 	users() ([]User, error)
+	// addUsers adds those whose name is not taken, and says which these are.
+	addUsers(all []User) (added []bool, err error)
 	// removeUser and disableUser end all that the user could get in with:
 	// sessions, tokens, invites. Enabling brings none of it back.
 	removeUser(name string) error
 	disableUser(name string, disabled bool) error
-	// findSession answers the live session with that handle.
+	// findSession returns the live session with that handle.
 	findSession(handle string, now time.Time) (Session, error)
-	// backup writes a consistent copy to a new file and answers it, read from
-	// the start; the file has no name any more or goes with close. It is
-	// an error where the database has its own tools.
-	backup() (*os.File, error)
+	// backup writes a consistent copy. It is an error where the database has
+	// its own tools.
+	backup(to io.Writer) error
 }
 
-func (b *boltStore) users() (all []User, err error) {
+func (b *BoltStore) users() (all []User, err error) {
 	err = b.view(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketUsers).ForEach(func(name, _ []byte) error {
 			u, err := getUser(tx, string(name))
@@ -55,7 +57,21 @@ func (b *boltStore) users() (all []User, err error) {
 	return all, err
 }
 
-func (b *boltStore) removeUser(name string) error {
+func (b *BoltStore) addUsers(all []User) (added []bool, err error) {
+	err = b.update(func(tx *bolt.Tx) error {
+		added = make([]bool, len(all))
+		for i, u := range all {
+			err := addUser(tx, u)
+			if added[i] = err == nil; err != nil && !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+		}
+		return nil
+	})
+	return added, err
+}
+
+func (b *BoltStore) removeUser(name string) error {
 	return b.update(func(tx *bolt.Tx) error {
 		users := tx.Bucket(bucketUsers)
 		if users.Get([]byte(name)) == nil {
@@ -68,7 +84,7 @@ func (b *boltStore) removeUser(name string) error {
 	})
 }
 
-func (b *boltStore) disableUser(name string, disabled bool) error {
+func (b *BoltStore) disableUser(name string, disabled bool) error {
 	return b.update(func(tx *bolt.Tx) error {
 		u, err := getUser(tx, name)
 		if err != nil {
@@ -84,7 +100,7 @@ func (b *boltStore) disableUser(name string, disabled bool) error {
 	})
 }
 
-func (b *boltStore) findSession(handle string, now time.Time) (s Session, err error) {
+func (b *BoltStore) findSession(handle string, now time.Time) (s Session, err error) {
 	err = b.view(func(tx *bolt.Tx) error {
 		prefix, err := hex.DecodeString(handle)
 		if err != nil {
@@ -94,107 +110,82 @@ func (b *boltStore) findSession(handle string, now time.Time) (s Session, err er
 		if len(k) != len(Key{}) || Key(k).handle() != handle {
 			return fs.ErrNotExist
 		}
-		s, err = getLive(tx, Key(k), now)
+		if s, err = getSession(tx, Key(k)); err == nil && !s.live(now) {
+			err = fs.ErrNotExist
+		}
 		return err
 	})
 	return s, err
 }
 
-// backup copies into a file first: a slow reader would hold the transaction
-// open, and with it every page that is freed meanwhile.
-func (b *boltStore) backup() (*os.File, error) {
-	f, err := os.CreateTemp(filepath.Dir(b.path), filepath.Base(b.path)+".backup-*")
+// backup makes the copy in a file first: whoever reads it slowly would hold a
+// transaction open, and with it every page that is freed meanwhile. Only what
+// is live is copied: pages that were freed hold what was removed.
+func (b *BoltStore) backup(to io.Writer) error {
+	temp, err := os.CreateTemp(filepath.Dir(b.path), filepath.Base(b.path)+".backup-*")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	os.Remove(f.Name()) // a killed process leaves nothing behind
-	err = b.view(func(tx *bolt.Tx) error {
-		if _, err := tx.WriteTo(f); err != nil {
-			return err
-		}
-		return f.Truncate(tx.Size() + int64(b.db.Info().PageSize)) // with the reserve that bbolt keeps, see inspect
-	})
-	if err == nil {
-		_, err = f.Seek(0, io.SeekStart)
-	}
+	defer temp.Close()
+	copied, err := bolt.Open(temp.Name(), 0o600, &bolt.Options{Timeout: time.Second, NoSync: true})
+	os.Remove(temp.Name()) // a killed process leaves nothing behind
 	if err != nil {
-		f.Close()
-		return nil, err
+		return err
 	}
-	return f, nil
-}
-
-// Admin is the operator's API.
-type Admin struct {
-	*Auth // for its password rules and hashes
-	store adminStore
-	base  string            // where browsers reach the server, for invite links
-	clear func(name string) // forgets the throttle's count against a user; nil where nothing is counted
-}
-
-func (a *Admin) handler() http.Handler {
-	mux := http.NewServeMux()
-	for pattern, fn := range map[string]func(*http.Request) (any, error){
-		"GET /users":             a.listUsers,
-		"POST /users":            a.makeUser,
-		"POST /users/import":     a.importUsers,
-		"POST /users/invite":     a.inviteUser,
-		"POST /users/remove":     a.onUser("user removed", a.store.removeUser),
-		"POST /users/disable":    a.onUser("user disabled", func(name string) error { return a.store.disableUser(name, true) }),
-		"POST /users/enable":     a.onUser("user enabled", func(name string) error { return a.store.disableUser(name, false) }),
-		"POST /users/unlock":     a.onUser("user unlocked", a.unlock),
-		"GET /sessions":          a.listSessions,
-		"POST /sessions/end":     a.endSession,
-		"POST /sessions/end-all": a.onUser("all sessions ended", a.store.endSessions),
-		"GET /tokens":            a.listTokens,
-		"POST /tokens":           a.makeToken,
-		"POST /tokens/remove":    a.removeToken,
-	} {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			data, err := fn(r)
-			if err != nil {
-				a.fail(w, err)
-				return
-			}
-			writeData(w, http.StatusOK, data)
-		})
+	copied.AllocSize = 0 // as in openBolt
+	err = guard(func() error { return bolt.Compact(copied, b.db, 1<<20) })
+	if err = errors.Join(err, copied.Close()); err != nil {
+		return err
 	}
-	mux.HandleFunc("GET /backup", a.handleBackup)
-	return mux
+	_, err = io.Copy(to, temp)
+	return err
 }
 
-// fail tells an operator what is wrong, which a stranger would not be told.
-func (a *Admin) fail(w http.ResponseWriter, err error) {
-	if errors.As(err, new(errInput)) {
-		writeError(w, http.StatusUnprocessableEntity, err.Error())
-		return
-	}
-	a.Log.Error("operator's request failed", "error", err)
-	writeError(w, http.StatusServiceUnavailable, err.Error())
+// Operator does what commands ask for.
+type Operator struct {
+	*Auth
+	store     adminStore
+	minLength int    // of new passwords, in characters
+	base      string // where browsers reach the server, for invite links
 }
 
-func (a *Admin) audit(what, name string) { a.Log.Info(what, "user", name, "by", "operator") }
+// request is one command, as it goes to the server.
+type request struct {
+	Command string   // "user add"
+	Args    []string // NAME
+	JSON    bool     // print JSON
+	Input   []byte   // a password or a file; nil: none was asked for
+	Base    string   // where browsers reach the server, if the command was told; or ""
+}
 
-// onUser is a handler that does one thing to the user that the query names.
-func (a *Admin) onUser(done string, do func(name string) error) func(*http.Request) (any, error) {
-	return func(r *http.Request) (any, error) {
-		u, err := a.user(r)
+func (o *Operator) audit(what, name string) { o.Log.Info(what, "user", name, "by", "operator") }
+
+// onUser is a command that does one thing to the user that it names.
+func onUser(done string, do func(o *Operator, name string) error) func(*Operator, request, io.Writer) error {
+	return func(o *Operator, r request, out io.Writer) error {
+		u, err := o.user(r.Args)
 		if err == nil {
-			err = do(u.Name)
+			err = do(o, u.Name)
 		}
 		if errors.Is(err, fs.ErrNotExist) { // went meanwhile
 			err = noUser(u.Name)
 		}
-		if err == nil {
-			a.audit(done, u.Name)
+		if err != nil {
+			return err
 		}
-		return nil, err
+		o.audit(done, u.Name)
+		return say(out, done, u.Name)
 	}
 }
 
-// userName answers the name in the query in its one form, or errInput.
-func userName(r *http.Request) (string, error) {
-	name, ok := canonicalName(r.URL.Query().Get("user"))
+func say(out io.Writer, what, whom string) error {
+	_, err := fmt.Fprintf(out, "%s: %s\n", what, whom)
+	return err
+}
+
+// userName returns the first argument in the one form of names, or errInput.
+func userName(args []string) (string, error) {
+	name, ok := canonicalName(args[0])
 	if !ok {
 		return "", errInput(nameProblem)
 	}
@@ -203,17 +194,84 @@ func userName(r *http.Request) (string, error) {
 
 func noUser(name string) error { return errInput("There is no user " + name) }
 
-// user answers the user that the query names, or errInput.
-func (a *Admin) user(r *http.Request) (User, error) {
-	name, err := userName(r)
+// user returns the user that the first argument names, or errInput.
+func (o *Operator) user(args []string) (User, error) {
+	name, err := userName(args)
 	if err != nil {
 		return User{}, err
 	}
-	u, err := a.store.user(name)
+	u, err := o.store.user(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = noUser(name)
 	}
 	return u, err
+}
+
+// filter returns the user that a list is asked for, "" for all.
+func (o *Operator) filter(args []string) (string, error) {
+	if len(args) == 0 {
+		return "", nil
+	}
+	u, err := o.user(args)
+	return u.Name, err
+}
+
+// userAdd makes an invite too, unless it is given a password.
+func (o *Operator) userAdd(r request, out io.Writer) error {
+	name, err := userName(r.Args)
+	if err != nil {
+		return err
+	}
+	u := User{Name: name, Created: time.Now()}
+	if r.Input != nil {
+		if problem := passwordProblem(name, string(r.Input), o.minLength); problem != "" {
+			return errInput(problem)
+		}
+		if u.Hash, err = o.hashPassword(context.Background(), string(r.Input)); err != nil {
+			return err
+		}
+	}
+	if err := o.store.addUser(u); errors.Is(err, fs.ErrExist) {
+		return errInput("There is a user " + name + " already")
+	} else if err != nil {
+		return err
+	}
+	o.audit("user added", name)
+	if r.Input == nil {
+		return o.printInvite(u, r, out)
+	}
+	o.audit("password set", name)
+	return say(out, "user added", name)
+}
+
+func (o *Operator) userInvite(r request, out io.Writer) error {
+	u, err := o.user(r.Args)
+	if err != nil {
+		return err
+	}
+	return o.printInvite(u, r, out)
+}
+
+func (o *Operator) printInvite(u User, r request, out io.Writer) error {
+	link, err := o.invite(u, r.Base)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errInput(u.Name + " is disabled")
+	}
+	if err == nil {
+		_, err = fmt.Fprintln(out, link)
+	}
+	return err
+}
+
+// invite returns the link of a new invite for a user, or for the first user
+// with User{}; it is fs.ErrNotExist where there is none to invite.
+func (o *Operator) invite(u User, base string) (link string, err error) {
+	i, secret := newInvite(u.Name, time.Now())
+	if err := o.store.addInvite(i); err != nil {
+		return "", err
+	}
+	o.audit("invite made", u.Name)
+	return cmp.Or(base, o.base) + "/auth/invite#" + secret, nil
 }
 
 type userView struct {
@@ -222,8 +280,8 @@ type userView struct {
 	Created  time.Time `json:"created"`
 }
 
-func (a *Admin) listUsers(*http.Request) (any, error) {
-	all, err := a.store.users()
+func (o *Operator) userList(r request, out io.Writer) error {
+	all, err := o.store.users()
 	shown := []userView{}
 	for _, u := range all {
 		v := userView{u.Name, "active", seconds(u.Created)}
@@ -235,101 +293,17 @@ func (a *Admin) listUsers(*http.Request) (any, error) {
 		}
 		shown = append(shown, v)
 	}
-	return shown, err
+	return list(out, r.JSON, err, shown, "NAME\tSTATE\tCREATED", func(u userView) []string {
+		return []string{u.Username, u.State, stamp(&u.Created)}
+	})
 }
 
-// inviteView is a link in two parts: the command may know the server's public
-// address where the server does not.
-type inviteView struct {
-	Base  string `json:"base"`
-	Token string `json:"token"`
-}
-
-// makeUser makes an invite too, unless the body is the password.
-func (a *Admin) makeUser(r *http.Request) (any, error) {
-	name, err := userName(r)
+func (o *Operator) sessionList(r request, out io.Writer) error {
+	name, err := o.filter(r.Args)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	u := User{Name: name, Created: time.Now()}
-	if !r.URL.Query().Has("password") {
-		if err := a.addUser(u); err != nil {
-			return nil, err
-		}
-		return a.invite(u)
-	}
-	password, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
-	if err != nil {
-		return nil, err
-	}
-	if problem := a.passwordProblem(name, string(password)); problem != "" {
-		return nil, errInput(problem)
-	}
-	if u.Hash, err = a.hashPassword(string(password)); err != nil {
-		return nil, err
-	}
-	if err := a.addUser(u); err != nil {
-		return nil, err
-	}
-	a.audit("password set", name)
-	return nil, nil
-}
-
-func (a *Admin) addUser(u User) error {
-	err := a.store.addUser(u)
-	if errors.Is(err, fs.ErrExist) {
-		return errInput("There is a user " + u.Name + " already")
-	}
-	if err == nil {
-		a.audit("user added", u.Name)
-	}
-	return err
-}
-
-func (a *Admin) inviteUser(r *http.Request) (any, error) {
-	u, err := a.user(r)
-	if err != nil {
-		return nil, err
-	}
-	return a.invite(u)
-}
-
-// invite makes one for a user, or for the first user with User{}.
-func (a *Admin) invite(u User) (inviteView, error) {
-	i, secret := newInvite(u.Name, time.Now())
-	err := a.store.addInvite(i)
-	if u.Name != "" && errors.Is(err, fs.ErrNotExist) {
-		return inviteView{}, errInput(u.Name + " is disabled")
-	}
-	if err != nil {
-		return inviteView{}, err
-	}
-	a.audit("invite made", u.Name)
-	return inviteView{a.base, secret}, nil
-}
-
-func (a *Admin) unlock(name string) error {
-	if a.clear != nil {
-		a.clear(name)
-	}
-	return nil
-}
-
-// filter answers the user that a list is asked for, "" for all.
-func (a *Admin) filter(r *http.Request) (string, error) {
-	if !r.URL.Query().Has("user") {
-		return "", nil
-	}
-	u, err := a.user(r)
-	return u.Name, err
-}
-
-func (a *Admin) listSessions(r *http.Request) (any, error) {
-	name, err := a.filter(r)
-	if err != nil {
-		return nil, err
-	}
-	live, err := a.store.sessions(name, time.Now())
+	live, err := o.store.sessions(name, time.Now())
 	slices.SortFunc(live, func(a, b Session) int {
 		return cmp.Or(cmp.Compare(a.User, b.User), a.Created.Compare(b.Created))
 	})
@@ -339,29 +313,52 @@ func (a *Admin) listSessions(r *http.Request) (any, error) {
 		v.User = s.User
 		shown = append(shown, v)
 	}
-	return shown, err
+	return list(out, r.JSON, err, shown, "ID\tUSER\tCREATED\tLAST SEEN\tEXPIRES\tADDRESS\tBROWSER", func(s sessionView) []string {
+		return []string{s.ID, s.User, stamp(&s.Created), stamp(&s.LastSeen), stamp(&s.Expires), s.RemoteAddr, strings.ToValidUTF8(cut(s.UserAgent, 60), "")}
+	})
 }
 
-func (a *Admin) endSession(r *http.Request) (any, error) {
-	s, err := a.store.findSession(r.URL.Query().Get("id"), time.Now())
+func (o *Operator) sessionEnd(r request, out io.Writer) error {
+	s, err := o.store.findSession(r.Args[0], time.Now())
+	if err == nil {
+		err = o.store.endSessions(s.Key)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errInput("There is no such session")
+		return errInput("There is no such session")
+	} else if err != nil {
+		return err
 	}
-	if err == nil {
-		err = a.store.endSession(s.Key)
-	}
-	if err == nil {
-		a.audit("session ended", s.User)
-	}
-	return nil, err
+	o.audit("session ended", s.User)
+	return say(out, "session ended", r.Args[0])
 }
 
-func (a *Admin) listTokens(r *http.Request) (any, error) {
-	name, err := a.filter(r)
+func (o *Operator) tokenAdd(r request, out io.Writer) error {
+	u, err := o.user(r.Args)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	all, err := a.store.tokens(name)
+	t, secret, err := newToken(u.Name, r.Args[1], "", time.Now())
+	if err == nil {
+		err = o.store.addToken(t)
+	}
+	if problem := tokenProblem(err); problem != "" {
+		return errInput(problem)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		return errInput(u.Name + " is disabled")
+	} else if err != nil {
+		return err
+	}
+	o.audit("token made", u.Name)
+	_, err = fmt.Fprintln(out, secret)
+	return err
+}
+
+func (o *Operator) tokenList(r request, out io.Writer) error {
+	name, err := o.filter(r.Args)
+	if err != nil {
+		return err
+	}
+	all, err := o.store.tokens(name)
 	slices.SortFunc(all, func(a, b Token) int {
 		return cmp.Or(cmp.Compare(a.User, b.User), a.Created.Compare(b.Created))
 	})
@@ -371,88 +368,103 @@ func (a *Admin) listTokens(r *http.Request) (any, error) {
 		v.User = t.User
 		shown = append(shown, v)
 	}
-	return shown, err
+	return list(out, r.JSON, err, shown, "ID\tUSER\tCREATED\tEXPIRES\tLAST USED\tNAME", func(t tokenView) []string {
+		return []string{t.ID, t.User, stamp(&t.Created), stamp(t.Expires), stamp(t.LastUsed), printable(t.Name)}
+	})
 }
 
-func (a *Admin) makeToken(r *http.Request) (any, error) {
-	u, err := a.user(r)
+func (o *Operator) tokenRemove(r request, out io.Writer) error {
+	all, err := o.store.tokens("")
 	if err != nil {
-		return nil, err
+		return err
 	}
-	t, secret, err := newToken(u.Name, r.URL.Query().Get("name"), "", time.Now())
-	if err == nil {
-		err = a.store.addToken(t)
+	i := slices.IndexFunc(all, func(t Token) bool { return t.Key.handle() == r.Args[0] })
+	if i < 0 {
+		return errInput("There is no such token")
 	}
-	if problem := tokenProblem(err); problem != "" {
-		return nil, errInput(problem)
-	} else if errors.Is(err, fs.ErrNotExist) {
-		return nil, errInput(u.Name + " is disabled")
-	} else if err != nil {
-		return nil, err
+	if err := o.store.removeToken(all[i].Key); err != nil {
+		return err
 	}
-	a.audit("token made", u.Name)
-	v := viewToken(t)
-	v.Token = secret
-	return v, nil
+	o.audit("token removed", all[i].User)
+	return say(out, "token removed", r.Args[0])
 }
 
-func (a *Admin) removeToken(r *http.Request) (any, error) {
-	all, err := a.store.tokens("")
+// list prints a table, or JSON.
+func list[T any](out io.Writer, asJSON bool, err error, all []T, heads string, row func(T) []string) error {
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, t := range all {
-		if t.Key.handle() == r.URL.Query().Get("id") {
-			if err := a.store.removeToken(t.Key); err != nil {
-				return nil, err
-			}
-			a.audit("token removed", t.User)
-			return nil, nil
+	if asJSON {
+		return json.NewEncoder(out).Encode(all)
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, heads)
+	for _, item := range all {
+		cells := row(item)
+		for i, cell := range cells {
+			cells[i] = cmp.Or(cell, "-") // so that a script can count columns
 		}
+		fmt.Fprintln(table, strings.Join(cells, "\t"))
 	}
-	return nil, errInput("There is no such token")
+	return table.Flush()
 }
 
-// importView is what became of an htpasswd file.
-type importView struct {
-	Imported int      `json:"imported"`
-	Refused  []string `json:"refused"` // line number and why
+func stamp(t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return t.UTC().Format(time.RFC3339)
 }
 
-func (a *Admin) importUsers(r *http.Request) (any, error) {
-	done := importView{Refused: []string{}}
-	lines := bufio.NewReader(r.Body)
-	for n := 1; ; n++ {
-		line, cut, err := lines.ReadLine() // 4,096 bytes at most: a name and a hash have 125
-		for more := cut; more && err == nil; {
-			_, more, err = lines.ReadLine()
-		}
-		if err == io.EOF && !cut {
-			return done, nil
-		} else if err != nil && err != io.EOF {
-			return nil, fmt.Errorf("line %d: %w (%d imported)", n, err, done.Imported)
-		}
+const importBatch = 200 // users whom one transaction adds: a few milliseconds
+
+func (o *Operator) userImport(r request, out io.Writer) error {
+	type numbered struct {
+		line int
+		User
+	}
+	var found []numbered
+	refused := map[int]string{}
+	n := 0
+	for line := range bytes.Lines(r.Input) {
+		n++
 		u, why := parseHtpasswd(string(line))
-		if cut {
-			why = "malformed"
-		}
-		if why == "" && u.Name == "" { // blank or a comment
-			continue
-		}
-		if why == "" {
-			u.Created = time.Now()
-			if err := a.addUser(u); errors.As(err, new(errInput)) {
-				why = "name taken"
-			} else if err != nil {
-				return nil, fmt.Errorf("line %d: %w (%d imported)", n, err, done.Imported)
-			} else {
-				done.Imported++
-			}
-		}
 		if why != "" {
-			done.Refused = append(done.Refused, fmt.Sprintf("line %d: %s", n, why))
+			refused[n] = why
+		} else if u.Name != "" { // not blank, and no comment
+			u.Created = time.Now()
+			found = append(found, numbered{n, u})
 		}
 	}
+	imported := 0
+	for batch := range slices.Chunk(found, importBatch) {
+		users := make([]User, len(batch))
+		for i, u := range batch {
+			users[i] = u.User
+		}
+		added, err := o.store.addUsers(users)
+		if err != nil {
+			return fmt.Errorf("line %d: %w (%d imported)", batch[0].line, err, imported)
+		}
+		for i, u := range batch {
+			if !added[i] {
+				refused[u.line] = "name taken"
+				continue
+			}
+			imported++
+			o.audit("user added", u.Name)
+		}
+	}
+	if _, err := fmt.Fprintf(out, "users imported: %d\n", imported); err != nil || len(refused) == 0 {
+		return err
+	}
+	var why strings.Builder
+	for line := range n {
+		if refused[line+1] != "" {
+			fmt.Fprintf(&why, "\nline %d: %s", line+1, refused[line+1])
+		}
+	}
+	return errInput(fmt.Sprintf("%s: lines refused: %d%s", r.Args[0], len(refused), why.String()))
 }
 
 // bcryptHash is what htpasswd -B ($2y$), Node's bcrypt ($2b$) and Go ($2a$)
@@ -461,10 +473,10 @@ var bcryptHash = regexp.MustCompile(`^\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{53}$`)
 
 const maxImportCost = 15 // over two seconds for one login
 
-// parseHtpasswd answers a user without Name for a line that says nothing, or
+// parseHtpasswd returns a user without Name for a line that says nothing, or
 // why the line is refused.
 func parseHtpasswd(line string) (u User, why string) {
-	line = strings.TrimRight(line, " \t\r")
+	line = strings.TrimRight(line, " \t\r\n")
 	if line == "" || strings.HasPrefix(line, "#") {
 		return User{}, ""
 	}
@@ -487,20 +499,10 @@ func parseHtpasswd(line string) (u User, why string) {
 	return u, ""
 }
 
-// handleBackup is GET /backup: the file as it is.
-func (a *Admin) handleBackup(w http.ResponseWriter, r *http.Request) {
-	f, err := a.store.backup()
-	if err != nil {
-		a.fail(w, err)
-		return
+func (o *Operator) backup(r request, out io.Writer) error {
+	if err := o.store.backup(out); err != nil {
+		return err
 	}
-	defer f.Close()
-	file, err := f.Stat()
-	if err != nil {
-		a.fail(w, err)
-		return
-	}
-	a.Log.Info("backup made", "bytes", file.Size(), "by", "operator")
-	w.Header().Set("Content-Length", strconv.FormatInt(file.Size(), 10))
-	io.Copy(w, f)
+	o.Log.Info("backup made", "by", "operator")
+	return nil
 }

@@ -1,27 +1,23 @@
-// auth_test.go tests the inner circle (auth.go, session.go, store.go) and is
-// copied with it. Nothing here sleeps: time is synctest's.
+// auth_test.go tests the inner circle through its handlers and is copied with
+// it. Nothing here sleeps: time is synctest's.
 package main
 
 import (
+	"bufio"
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/crypto/bcrypt"
@@ -30,11 +26,12 @@ import (
 // openTestStore is another one in builds that have another Store.
 var openTestStore = func(t testing.TB) Store {
 	t.Helper()
-	store, err := openStore(filepath.Join(t.TempDir(), "test.db"))
+	store, err := OpenStore(filepath.Join(t.TempDir(), "test.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { store.close() })
+	t.Cleanup(func() { store.Close() })
+	store.db.MaxBatchDelay = 0 // by synctest's clock too a write takes no time
 	return store
 }
 
@@ -59,12 +56,12 @@ func newTestServerOn(t testing.TB, store Store, keys ...string) *testServer {
 	if len(keys) == 0 {
 		keys = []string{testKey}
 	}
-	auth, err := newAuth(store, keys...)
+	auth, err := NewAuth(store, keys...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	auth.Cost = bcrypt.MinCost
-	hash, err := auth.hashPassword(testPassword)
+	hash, err := auth.hashPassword(context.Background(), testPassword)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,13 +70,11 @@ func newTestServerOn(t testing.TB, store Store, keys ...string) *testServer {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /auth/session", auth.handleLogin)
-	mux.HandleFunc("GET /auth/session", auth.handleWhoAmI)
-	mux.HandleFunc("DELETE /auth/session", auth.handleLogout)
-	mux.Handle("PUT /auth/password", auth.requireSession(http.HandlerFunc(auth.handlePassword)))
-	mux.HandleFunc("GET /healthz", auth.handleHealth)
-	mux.Handle("/", auth.requireLogin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprint(w, "hello "+loginOf(r).User.Name)
+	mux.HandleFunc("POST /auth/session", auth.Login)
+	mux.HandleFunc("GET /auth/session", auth.WhoAmI)
+	mux.HandleFunc("DELETE /auth/session", auth.Logout)
+	mux.Handle("/", auth.RequireLogin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "hello "+UserOf(r))
 	})))
 	return &testServer{auth, mux}
 }
@@ -103,7 +98,7 @@ func credentials(username, password string) string {
 	return string(b)
 }
 
-// login answers the Cookie header of a new session.
+// login returns the Cookie header of a new session.
 func (s *testServer) login(t testing.TB, headers ...string) string {
 	t.Helper()
 	w := s.do("POST", "/auth/session", credentials("frodo", testPassword), headers...)
@@ -113,7 +108,7 @@ func (s *testServer) login(t testing.TB, headers ...string) string {
 	return cookieOf(t, w)
 }
 
-// cookieOf answers the one cookie of an answer as name=value.
+// cookieOf returns the one cookie that a response sets, as name=value.
 func cookieOf(t testing.TB, w *httptest.ResponseRecorder) string {
 	t.Helper()
 	cookies := w.Header()["Set-Cookie"]
@@ -126,6 +121,40 @@ func cookieOf(t testing.TB, w *httptest.ResponseRecorder) string {
 
 func (s *testServer) status(path, cookie string) int {
 	return s.do("GET", path, "", "Cookie", cookie).Code
+}
+
+// hookedStore is a store with which something happens where a test says so.
+type hookedStore struct {
+	Store
+	userRead  func()       // after user
+	onSession func() error // before session, which returns its error
+	onRenew   func() error // before renew, likewise
+}
+
+func (h *hookedStore) user(name string) (User, error) {
+	u, err := h.Store.user(name)
+	if h.userRead != nil {
+		h.userRead()
+	}
+	return u, err
+}
+
+func (h *hookedStore) session(k Key, now time.Time) (Session, User, error) {
+	if h.onSession != nil {
+		if err := h.onSession(); err != nil {
+			return Session{}, User{}, err
+		}
+	}
+	return h.Store.session(k, now)
+}
+
+func (h *hookedStore) renew(k Key, now, idle time.Time) error {
+	if h.onRenew != nil {
+		if err := h.onRenew(); err != nil {
+			return err
+		}
+	}
+	return h.Store.renew(k, now, idle)
 }
 
 func TestLoginAndLogoutOverTheWire(t *testing.T) {
@@ -147,16 +176,16 @@ func TestLoginAndLogoutOverTheWire(t *testing.T) {
 			r.Header.Set("Cookie", cookie)
 			c = http.DefaultClient
 		}
-		answer, err := c.Do(r)
+		response, err := c.Do(r)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer answer.Body.Close()
-		b, err := io.ReadAll(answer.Body)
+		defer response.Body.Close()
+		b, err := io.ReadAll(response.Body)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return answer.StatusCode, string(b)
+		return response.StatusCode, string(b)
 	}
 	const required = `{"errors":[{"title":"Login required","status":401}]}`
 	steps := []struct {
@@ -194,236 +223,6 @@ func TestLoginAndLogoutOverTheWire(t *testing.T) {
 	}
 }
 
-func TestCookie(t *testing.T) {
-	cases := []struct {
-		secure bool
-		domain string
-		want   string
-	}{
-		{false, "", "ringward=V; Path=/; Max-Age=86400; HttpOnly; SameSite=Lax"},
-		{true, "", "__Host-ringward=V; Path=/; Max-Age=86400; HttpOnly; Secure; SameSite=Lax"},
-		{true, "example.com", "__Secure-ringward=V; Path=/; Domain=example.com; Max-Age=86400; HttpOnly; Secure; SameSite=Lax"},
-		{false, "example.com", "ringward=V; Path=/; Domain=example.com; Max-Age=86400; HttpOnly; SameSite=Lax"},
-	}
-	for _, c := range cases {
-		s := newTestServer(t)
-		s.sessions.Secure, s.sessions.Domain = c.secure, c.domain
-		w := s.do("POST", "/auth/session", credentials("frodo", testPassword))
-		name, value, _ := strings.Cut(cookieOf(t, w), "=")
-		if got := strings.Replace(w.Header().Get("Set-Cookie"), value, "V", 1); got != c.want {
-			t.Errorf("secure %t domain %q:\n got %s\nwant %s", c.secure, c.domain, got, c.want)
-		}
-		id, signature, _ := strings.Cut(value, ".")
-		mac := hmac.New(sha256.New, []byte(testKey))
-		io.WriteString(mac, name+"="+id)
-		if want := base64.RawURLEncoding.EncodeToString(mac.Sum(nil)); signature != want {
-			t.Errorf("%s: signature %s, want %s", name, signature, want)
-		}
-		if raw, err := base64.RawURLEncoding.DecodeString(id); err != nil || len(raw) != 32 {
-			t.Errorf("id %q is not 256 bits (%v)", id, err)
-		}
-		if w := s.do("DELETE", "/auth/session", "", "Cookie", name+"="+value); !strings.HasPrefix(w.Header().Get("Set-Cookie"), name+"=; ") ||
-			!strings.Contains(w.Header().Get("Set-Cookie"), "Max-Age=0") {
-			t.Errorf("logout sets %q", w.Header().Get("Set-Cookie"))
-		}
-	}
-}
-
-func TestOnlyTheExactCookieCounts(t *testing.T) {
-	s := newTestServer(t)
-	good := s.login(t)
-	if got := s.status("/tool", good); got != 200 {
-		t.Fatalf("the cookie as it was set: %d", got)
-	}
-	_, value, _ := strings.Cut(good, "=")
-	id, signature, _ := strings.Cut(value, ".")
-	strange, _ := newSecret()
-	elsewhere := func(name, id string) string { return name + "=" + id + "." + newSigningKey(testKey).sign(name, id) }
-	accepted := map[string]string{
-		"among others":   "a=b; " + good + "; c=d",
-		"without spaces": "a=b;" + good + ";c=d",
-		"a longer name":  good + "; ringward2=x; xringward=y",
-	}
-	refused := map[string]string{
-		"nothing":                 "",
-		"no value":                "ringward=",
-		"no name":                 value,
-		"id alone":                "ringward=" + id,
-		"no signature":            "ringward=" + id + ".",
-		"no id":                   "ringward=." + signature,
-		"another's signature":     "ringward=" + strange + "." + signature,
-		"signed, not in store":    elsewhere("ringward", strange),
-		"signed, nothing":         elsewhere("ringward", ""),
-		"signed for another name": "ringward=" + strings.SplitN(elsewhere("__Host-ringward", id), "=", 2)[1],
-		"another name":            elsewhere("__Host-ringward", id),
-		"other case":              "Ringward=" + value,
-		"quoted":                  `ringward="` + value + `"`,
-		"padded":                  good + "=",
-		"more after it":           good + ".x",
-		"space in it":             "ringward=" + id + ". " + signature,
-		"newline in it":           "ringward=" + id + ".\n" + signature,
-		"twice":                   good + "; " + good,
-		"bad one first":           "ringward=x; " + good,
-		"bad one last":            good + "; ringward=",
-		"very long":               "ringward=" + strings.Repeat("x", 8<<10),
-		"$Version":                "$Version=1; ringward" + value,
-		"unicode space":           "\u2000" + good,
-	}
-	for i := range len(value) {
-		other := byte('A')
-		if value[i] == other {
-			other = 'B'
-		}
-		refused[fmt.Sprintf("character %d", i)] = "ringward=" + value[:i] + string(other) + value[i+1:]
-		refused[fmt.Sprintf("without character %d", i)] = "ringward=" + value[:i] + value[i+1:]
-	}
-	// The last character of 43 carries two bits that decoders ignore.
-	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-	last := strings.IndexByte(alphabet, signature[42])
-	for i := range 4 {
-		if c := alphabet[last&^3|i]; c != signature[42] {
-			refused["last character "+string(c)] = good[:len(good)-1] + string(c)
-		}
-	}
-	for name, cookie := range accepted {
-		if got := s.status("/tool", cookie); got != 200 {
-			t.Errorf("%s: %d, want 200", name, got)
-		}
-	}
-	for name, cookie := range refused {
-		if got := s.status("/tool", cookie); got != 401 {
-			t.Errorf("%s: %d, want 401", name, got)
-		}
-	}
-	if w := s.do("GET", "/tool", "", "Cookie", good, "Cookie", "ringward=x"); w.Code != 401 {
-		t.Errorf("a second one in a line of its own: %d, want 401", w.Code)
-	}
-	if w := s.do("GET", "/tool?ringward="+value, "", "X-Session", value, "Authorization", "Bearer "+value); w.Code != 401 {
-		t.Errorf("the value where no cookie is: %d, want 401", w.Code)
-	}
-	if got := s.status("/tool", good); got != 200 {
-		t.Errorf("the cookie after all that: %d", got)
-	}
-}
-
-func TestKeyRotation(t *testing.T) {
-	const newKey = "fedcba9876543210fedcba9876543210"
-	store := openTestStore(t)
-	before := newTestServerOn(t, store, testKey)
-	during := newTestServerOn(t, store, newKey, testKey)
-	after := newTestServerOn(t, store, newKey)
-	old := before.login(t)
-	if got := after.status("/tool", old); got != 401 {
-		t.Errorf("a key that is gone: %d, want 401", got)
-	}
-	w := during.do("GET", "/tool", "", "Cookie", old)
-	if w.Code != 200 {
-		t.Fatalf("an older key: %d", w.Code)
-	}
-	renewed := cookieOf(t, w)
-	if renewed == old {
-		t.Error("the cookie was not signed anew")
-	}
-	if got := after.status("/tool", renewed); got != 200 {
-		t.Errorf("signed anew: %d", got)
-	}
-	if w := during.do("GET", "/tool", "", "Cookie", renewed); len(w.Header()["Set-Cookie"]) != 0 {
-		t.Errorf("signed by the first key, and set again: %q", w.Header()["Set-Cookie"])
-	}
-	for _, keys := range [][]string{{}, {""}, {testKey[:31]}, {testKey, "short"}} {
-		if _, err := newAuth(store, keys...); err == nil {
-			t.Errorf("keys %q were accepted", keys)
-		}
-	}
-}
-
-func TestTwoEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newTestServer(t)
-		idle, end := s.sessions.Idle, s.sessions.Max
-		unused, used := s.login(t), s.login(t)
-		time.Sleep(idle - time.Microsecond)
-		if got := s.status("/auth/session", unused); got != 200 {
-			t.Errorf("just before the idle end: %d", got)
-		}
-		unused = s.login(t)
-		time.Sleep(idle)
-		for name, cookie := range map[string]string{"at the idle end": unused, "after it": used} {
-			if got := s.status("/tool", cookie); got != 401 {
-				t.Errorf("%s: %d, want 401", name, got)
-			}
-		}
-		used = s.login(t)
-		for start := time.Now(); time.Since(start) < end-time.Hour; time.Sleep(time.Hour) {
-			if got := s.status("/tool", used); got != 200 {
-				t.Fatalf("in use for %v: %d", time.Since(start), got)
-			}
-		}
-		time.Sleep(time.Hour - time.Microsecond)
-		w := s.do("GET", "/auth/session", "", "Cookie", used)
-		if w.Code != 200 {
-			t.Errorf("just before the absolute end: %d", w.Code)
-		}
-		time.Sleep(time.Microsecond)
-		if got := s.status("/tool", used); got != 401 {
-			t.Errorf("at the absolute end: %d, want 401", got)
-		}
-	})
-}
-
-func TestRenewal(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newTestServer(t)
-		s.sessions.Max = 100 * time.Hour
-		cookie, start := s.login(t), time.Now()
-		set := map[time.Duration]string{}
-		for time.Since(start) < s.sessions.Max {
-			w := s.do("GET", "/tool", "", "Cookie", cookie)
-			if c := w.Header().Get("Set-Cookie"); c != "" {
-				age := c[strings.Index(c, "Max-Age="):]
-				set[time.Since(start)], _, _ = strings.Cut(age, ";")
-				if cookieOf(t, w) != cookie {
-					t.Error("a renewal changed the cookie")
-				}
-			}
-			time.Sleep(time.Hour)
-		}
-		// Less than half of 24 h is left every 13th hour; the end comes at 100 h.
-		want := map[time.Duration]string{13 * time.Hour: "Max-Age=86400", 26 * time.Hour: "Max-Age=86400",
-			39 * time.Hour: "Max-Age=86400", 52 * time.Hour: "Max-Age=86400", 65 * time.Hour: "Max-Age=86400",
-			78 * time.Hour: "Max-Age=79200"}
-		if !maps.Equal(set, want) {
-			t.Errorf("cookies set at %v, want %v", set, want)
-		}
-	})
-}
-
-func TestRenewalNeverRevives(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newTestServer(t)
-		for round := range 50 {
-			cookie := s.login(t)
-			time.Sleep(s.sessions.Idle * 3 / 4) // every request renews
-			var requests sync.WaitGroup
-			for i := range 8 {
-				requests.Go(func() {
-					if i == 3 {
-						s.do("DELETE", "/auth/session", "", "Cookie", cookie)
-						return
-					}
-					if w := s.do("GET", "/tool", "", "Cookie", cookie); w.Code != 200 && w.Code != 401 {
-						t.Errorf("round %d: %d", round, w.Code)
-					}
-				})
-			}
-			requests.Wait()
-			if got := s.status("/tool", cookie); got != 401 {
-				t.Fatalf("round %d: after logout %d, want 401", round, got)
-			}
-		}
-	})
-}
-
 func TestLoginStartsAnew(t *testing.T) {
 	s := newTestServer(t)
 	first := s.login(t)
@@ -445,123 +244,23 @@ func TestLoginStartsAnew(t *testing.T) {
 	}
 }
 
-func TestCapOfSessions(t *testing.T) {
-	s := newTestServer(t)
-	var all []string
-	for range maxSessions + 2 {
-		all = append(all, s.login(t))
-	}
-	for i, cookie := range all {
-		want := 200
-		if i < 2 {
-			want = 401
-		}
-		if got := s.status("/tool", cookie); got != want {
-			t.Errorf("session %d of %d: %d, want %d", i, len(all), got, want)
-		}
-	}
-}
-
-func TestChangePassword(t *testing.T) {
-	s := newTestServer(t)
-	const next = "the road goes ever on"
-	other, own := s.login(t), s.login(t)
-	change := func(cookie, current, next string) *httptest.ResponseRecorder {
-		b, _ := json.Marshal(map[string]string{"current": current, "new": next})
-		return s.do("PUT", "/auth/password", string(b), "Cookie", cookie)
-	}
-	for _, c := range []struct {
-		name, cookie, current, next string
-		status                      int
-		title                       string
-	}{
-		{"nobody", "", testPassword, next, 401, "Login required"},
-		{"wrong password", own, "wrong", next, 403, "Current password is wrong"},
-		{"too short", own, testPassword, "fourteen chars", 422, "Password must have at least 15 characters"},
-	} {
-		w := change(c.cookie, c.current, c.next)
-		if w.Code != c.status || !strings.Contains(w.Body.String(), `"title":"`+c.title+`"`) {
-			t.Errorf("%s: %d %s", c.name, w.Code, w.Body)
-		}
-	}
-	w := change(own, testPassword, next)
-	if w.Code != 204 {
-		t.Fatalf("%d %s", w.Code, w.Body)
-	}
-	renewed := cookieOf(t, w)
-	for name, want := range map[string]int{other: 401, own: 401, renewed: 200} {
-		if got := s.status("/tool", name); got != want {
-			t.Errorf("session %.12s…: %d, want %d", name, got, want)
-		}
-	}
-	for password, want := range map[string]int{testPassword: 401, next: 201} {
-		if w := s.do("POST", "/auth/session", credentials("frodo", password)); w.Code != want {
-			t.Errorf("login with %q: %d, want %d", password, w.Code, want)
-		}
-	}
-}
-
-// Whoever verified the password before it was replaced must not get in after.
-func TestLoginMeetsPasswordChange(t *testing.T) {
-	s := newTestServer(t)
-	was, err := s.store.user("frodo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now()
-	session := func() Session { n, _ := s.sessions.next("frodo", "", "", now); return n }
-	if err := s.store.setPassword(was, "new hash", session()); err != nil {
-		t.Fatal(err)
-	}
-	late := session()
-	if err := s.store.login(was, late, Key{}, ""); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("login after it: %v, want fs.ErrNotExist", err)
-	}
-	if err := s.store.setPassword(was, "another", session()); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a second change: %v, want fs.ErrNotExist", err)
-	}
-	if _, _, err := s.store.session(late.Key, now); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("its session: %v, want fs.ErrNotExist", err)
-	}
-}
-
 // The hash may change while a password is compared with it: one that is still
 // right is right, and one that is not anymore changes nothing.
 func TestHashChangesMeanwhile(t *testing.T) {
-	const next, others = "the road goes ever on", "not all those who wander"
-	change, _ := json.Marshal(map[string]string{"current": testPassword, "new": next})
+	const others = "not all those who wander"
 	for _, c := range []struct {
-		name, method, path, body string
-		meanwhile                string // the password of the hash that is written
-		status                   int
-		holds                    string // the password afterwards
-	}{
-		{"login, rewritten", "POST", "/auth/session", credentials("frodo", testPassword), testPassword, 201, testPassword},
-		{"login, replaced", "POST", "/auth/session", credentials("frodo", testPassword), others, 401, others},
-		{"change, rewritten", "PUT", "/auth/password", string(change), testPassword, 204, next},
-		{"change, replaced", "PUT", "/auth/password", string(change), others, 403, others},
-	} {
+		name, meanwhile string // the password whose hash is written
+		status          int
+	}{{"rewritten", testPassword, 201}, {"replaced", others, 401}} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newTestServer(t)
-			cookie := s.login(t)
-			var once sync.Once
-			s.slot = func(context.Context) (func(), *refusal) { // the user was read, and nothing compared yet
-				once.Do(func() {
-					was, err := s.store.user("frodo")
-					hash, failed := s.hashPassword(c.meanwhile)
-					session, _ := s.sessions.next("frodo", "", "", time.Now())
-					if err := errors.Join(err, failed, s.store.login(was, session, Key{}, hash)); err != nil {
-						t.Error(err)
-					}
-				})
-				return func() {}, nil
-			}
-			if w := s.do(c.method, c.path, c.body, "Cookie", cookie); w.Code != c.status {
+			s.replaceHashMeanwhile(t, c.meanwhile)
+			if w := s.do("POST", "/auth/session", credentials("frodo", testPassword)); w.Code != c.status {
 				t.Errorf("%d %s, want %d", w.Code, w.Body, c.status)
 			}
-			for _, password := range []string{testPassword, next, others} {
+			for _, password := range []string{testPassword, others} {
 				want := 401
-				if password == c.holds {
+				if password == c.meanwhile {
 					want = 201
 				}
 				if w := s.do("POST", "/auth/session", credentials("frodo", password)); w.Code != want {
@@ -572,12 +271,28 @@ func TestHashChangesMeanwhile(t *testing.T) {
 	}
 }
 
+// replaceHashMeanwhile gives frodo another hash when the user has been read for
+// the next time, and before any password is compared.
+func (a *Auth) replaceHashMeanwhile(t *testing.T, password string) {
+	store := &hookedStore{Store: a.store}
+	a.store = store
+	store.userRead = func() {
+		store.userRead = nil
+		was, err := a.store.user("frodo")
+		hash, failed := a.hashPassword(t.Context(), password)
+		s, _ := a.newSession("frodo", httptest.NewRequest("GET", "/", nil), time.Now())
+		if err := errors.Join(err, failed, a.store.login(was, s, nil, hash)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestPasswordsAreVerifiedAsSent(t *testing.T) {
 	s := newTestServer(t)
 	long := strings.Repeat("語", 24) // 72 bytes
 	set := func(password string) {
 		t.Helper()
-		hash, err := s.hashPassword(password)
+		hash, err := s.hashPassword(t.Context(), password)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -585,8 +300,8 @@ func TestPasswordsAreVerifiedAsSent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n, _ := s.sessions.next("frodo", "", "", time.Now())
-		if err := s.store.setPassword(u, hash, n); err != nil {
+		n, _ := s.newSession("frodo", httptest.NewRequest("GET", "/", nil), time.Now())
+		if err := s.store.login(u, n, nil, hash); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -597,7 +312,7 @@ func TestPasswordsAreVerifiedAsSent(t *testing.T) {
 		{testPassword, []string{"", " " + testPassword, testPassword + " ", strings.ToUpper(testPassword), testPassword + "\x00", testPassword + "\x00" + testPassword}},
 		{long, []string{long + "x", long[:71], long + long}},
 		{long + "x", []string{long, long + "y", long + "x ", string(bcryptInput(long + "y"))}},
-		{strings.Repeat("x", maxPassword), []string{strings.Repeat("x", 72), strings.Repeat("x", maxPassword+1), strings.Repeat("x", 60<<10)}},
+		{strings.Repeat("x", 1024), []string{strings.Repeat("x", 72), strings.Repeat("x", 1025), strings.Repeat("x", 60<<10)}},
 		{"caf\u00e9 caf\u00e9 caf\u00e9", []string{"cafe\u0301 cafe\u0301 cafe\u0301"}},
 	}
 	for _, c := range cases {
@@ -606,6 +321,7 @@ func TestPasswordsAreVerifiedAsSent(t *testing.T) {
 			t.Errorf("%.20q: %d", c.set, w.Code)
 		}
 		for _, other := range c.refused {
+			s.throttle.clear("frodo")
 			if w := s.do("POST", "/auth/session", credentials("frodo", other)); w.Code != 401 {
 				t.Errorf("%.20q of %d bytes for %.20q: %d, want 401", other, len(other), c.set, w.Code)
 			}
@@ -640,10 +356,19 @@ func TestDummyHashCostsWhatItSays(t *testing.T) {
 	}
 }
 
+// TestNobodyMatches: whoever cannot log in costs a comparison all the same, with
+// a hash of nobody's password, and so does an old hash of lower cost.
 func TestNobodyMatches(t *testing.T) {
 	s := newTestServer(t)
-	hash, _ := s.hashPassword(testPassword)
+	hash, _ := s.hashPassword(t.Context(), testPassword)
 	empty, _ := bcrypt.GenerateFromPassword(nil, bcrypt.MinCost)
+	dummy := s.dummy
+	compares := func(u User, password string) (withDummy bool) {
+		s.dummy = nil // to use it is a panic
+		defer func() { s.dummy, withDummy = dummy, recover() != nil }()
+		s.matches(u, password)
+		return false
+	}
 	for name, u := range map[string]User{
 		"no user": {}, "no password yet": {Name: "sam"}, "disabled": {Name: "sam", Hash: hash, Disabled: true},
 		"not a hash": {Name: "sam", Hash: "x"}, "hash of nothing": {Name: "sam", Hash: string(empty)},
@@ -652,35 +377,21 @@ func TestNobodyMatches(t *testing.T) {
 			if s.matches(u, password) {
 				t.Errorf("%s: %q matches", name, password)
 			}
+			if !compares(u, password) && (name != "hash of nothing" || password != testPassword) {
+				t.Errorf("%s: %q is refused without a comparison", name, password)
+			}
 		}
 	}
-	if !s.matches(User{Hash: hash}, testPassword) {
-		t.Error("the right password does not match")
+	frodo := User{Name: "frodo", Hash: hash}
+	if !s.matches(frodo, testPassword) || compares(frodo, testPassword) {
+		t.Error("the right password does not match at once")
 	}
-}
-
-func TestPasswordProblem(t *testing.T) {
-	s := newTestServer(t)
-	for password, want := range map[string]string{
-		"fifteen letters":                 "",
-		"fourteen chars":                  "at least 15",
-		strings.Repeat("é", 14):           "at least 15",
-		strings.Repeat("é", 15):           "",
-		strings.Repeat("x", 1024):         "",
-		strings.Repeat("x", 1025):         "at most 1024",
-		"nul in it \x00 and more":         "NUL",
-		"not utf-8 \xff and more":         "text",
-		"  spaces are kept as they are  ": "",
-		"😀😀😀😀😀😀😀😀😀😀😀😀😀😀😀": "",
-	} {
-		got := s.passwordProblem("frodo", password)
-		if want == "" && got != "" || !strings.Contains(got, want) {
-			t.Errorf("%.20q: %q, want %q", password, got, want)
-		}
+	if s.matches(frodo, "wrong") || compares(frodo, "wrong") {
+		t.Error("a wrong password matches, or not at once")
 	}
-	s.weak = func(name, password string) string { return "it is " + name }
-	if got := s.passwordProblem("frodo", "fifteen letters"); got != "it is frodo" {
-		t.Errorf("a further rule: %q", got)
+	s.Cost++
+	if s.matches(frodo, "wrong") || !compares(frodo, "wrong") {
+		t.Error("a wrong password for a hash of lower cost takes less time")
 	}
 }
 
@@ -693,64 +404,6 @@ func TestCanonicalName(t *testing.T) {
 		got, ok := canonicalName(in)
 		if ok != (want != "") || ok && got != want {
 			t.Errorf("%q: %q %t, want %q", in, got, ok, want)
-		}
-	}
-}
-
-func TestReadJSON(t *testing.T) {
-	type object struct {
-		Name string `json:"name"`
-		Note string `json:"note,omitempty"`
-		N    int    `json:"n,omitempty"`
-	}
-	padded := func(n int) string { return `{"name":"` + strings.Repeat("x", n-len(`{"name":""}`)) + `"}` }
-	cases := []struct {
-		body, media string
-		status      int // 0: accepted
-		want        object
-	}{
-		{body: `{"name":"a"}`, want: object{Name: "a"}},
-		{body: " {\"name\" :\t\"a\",\n\"note\":\"b\",\"n\":3} \n", want: object{"a", "b", 3}},
-		{body: `{"name":""}`},
-		{body: `{"name":"\u0041\ud83d\ude00\ufffd"}`, want: object{Name: "A😀\ufffd"}},
-		{body: `{"name":"\\ud800"}`, want: object{Name: `\ud800`}},
-		{body: "{\"name\":\"\ufffd\"}", want: object{Name: "\ufffd"}},
-		{body: `{"name":"a"}`, media: "application/json; charset=UTF-8", want: object{Name: "a"}},
-		{body: padded(maxBody), want: object{Name: strings.Repeat("x", maxBody-11)}},
-		{body: padded(maxBody + 1), status: 413},
-		{body: "", status: 400}, {body: "null", status: 400}, {body: "[]", status: 400}, {body: `"name"`, status: 400}, {body: "{", status: 400},
-		{body: "{}", status: 400}, {body: `{"note":"b"}`, status: 400},
-		{body: `{"name":"a","name":"b"}`, status: 400}, {body: `{"name":"a","name":"a"}`, status: 400},
-		{body: `{"Name":"a"}`, status: 400}, {body: `{"name":"a","Name":"b"}`, status: 400}, {body: `{"ſame":"a"}`, status: 400},
-		{body: `{"name":"a","role":"admin"}`, status: 400}, {body: `{"name":"a","":""}`, status: 400},
-		{body: `{"name":1}`, status: 400}, {body: `{"name":null}`, status: 400}, {body: `{"name":["a"]}`, status: 400},
-		{body: `{"name":{}}`, status: 400}, {body: `{"name":"a","n":"3"}`, status: 400}, {body: `{"name":"a","n":1e400}`, status: 400},
-		{body: `{"name":"a"}{}`, status: 400}, {body: `{"name":"a"}}`, status: 400}, {body: `{"name":"a"} x`, status: 400},
-		{body: "\ufeff" + `{"name":"a"}`, status: 400}, {body: "{\"name\":\"\xff\"}", status: 400}, {body: "{\"name\":\"a\x00\"}", status: 400},
-		{body: `{"name":"\ud800"}`, status: 400}, {body: `{"name":"\udc00"}`, status: 400}, {body: `{"name":"\ud800x"}`, status: 400},
-		{body: `{"name":"\ud800\ud800"}`, status: 400}, {body: `{"name":"\ud83d\\ude00"}`, status: 400}, {body: `{"\ud800":"a"}`, status: 400},
-		{body: strings.Repeat("[", 20000), status: 400},
-		{body: `{"name":"a"}`, media: "text/plain", status: 415}, {body: `{"name":"a"}`, media: "-", status: 415},
-		{body: `{"name":"a"}`, media: "application/x-www-form-urlencoded", status: 415},
-		{body: `{"name":"a"}`, media: "application/json; charset=latin1", status: 415},
-	}
-	for _, c := range cases {
-		r := httptest.NewRequest("POST", "/", strings.NewReader(c.body))
-		switch c.media {
-		case "":
-			r.Header.Set("Content-Type", "application/json")
-		case "-":
-		default:
-			r.Header.Set("Content-Type", c.media)
-		}
-		w := httptest.NewRecorder()
-		var got object
-		if ok := readJSON(w, r, &got); ok != (c.status == 0) {
-			t.Errorf("%.40q: read %t, status %d, want %d", c.body, ok, w.Code, c.status)
-		} else if ok && got != c.want {
-			t.Errorf("%.40q: got %.60v, want %.60v", c.body, got, c.want)
-		} else if !ok && (w.Code != c.status || !strings.Contains(w.Body.String(), fmt.Sprintf(`"status":%d`, c.status))) {
-			t.Errorf("%.40q: %d %s, want %d", c.body, w.Code, w.Body, c.status)
 		}
 	}
 }
@@ -818,11 +471,11 @@ func TestCrossSiteWritesAreRefused(t *testing.T) {
 	}
 }
 
-// What the store cannot tell is never an answer about who somebody is.
+// What the store cannot tell is never a statement about who somebody is.
 func TestClosedStore(t *testing.T) {
 	s := newTestServer(t)
 	cookie := s.login(t)
-	s.store.close()
+	s.store.Close()
 	for _, c := range []struct {
 		method, path, body, cookie string
 		status                     int
@@ -832,7 +485,6 @@ func TestClosedStore(t *testing.T) {
 		{"DELETE", "/auth/session", "", cookie, 503},
 		{"POST", "/auth/session", credentials("frodo", testPassword), "", 503},
 		{"POST", "/auth/session", credentials("nobody", testPassword), "", 503},
-		{"GET", "/healthz", "", "", 503},
 		{"GET", "/tool", "", "", 401},
 		{"GET", "/tool", "", "ringward=x.y", 401},
 		{"DELETE", "/auth/session", "", "", 204},
@@ -854,26 +506,108 @@ func TestWriterIsHandedThrough(t *testing.T) {
 	w := httptest.NewRecorder()
 	r := httptest.NewRequest("GET", "/", nil)
 	r.Header.Set("Cookie", cookie)
-	s.requireLogin(http.HandlerFunc(func(got http.ResponseWriter, r *http.Request) {
+	s.RequireLogin(http.HandlerFunc(func(got http.ResponseWriter, r *http.Request) {
 		if got != http.ResponseWriter(w) {
 			t.Errorf("got a %T", got)
 		}
 		if r.Header.Get("Cookie") != cookie {
 			t.Error("the request is another")
 		}
+		if UserOf(r) != "frodo" {
+			t.Errorf("it comes from %q", UserOf(r))
+		}
 	})).ServeHTTP(w, r)
+	if UserOf(r) != "" {
+		t.Errorf("a request that did not come through RequireLogin is from %q", UserOf(r))
+	}
 	if w.Header().Get("Cache-Control") != "no-store" {
 		t.Errorf("Cache-Control: %q", w.Header().Get("Cache-Control"))
 	}
 }
 
-func TestOthersCookiesStay(t *testing.T) {
-	s := newTestServer(t)
-	w := httptest.NewRecorder()
-	w.Header()["Set-Cookie"] = []string{"a=b", "ringward=old", "ringwards=c"}
-	s.sessions.clearCookie(w)
-	got := w.Header()["Set-Cookie"]
-	if len(got) != 3 || !slices.Equal(got[:2], []string{"a=b", "ringwards=c"}) || !strings.HasPrefix(got[2], "ringward=;") {
-		t.Errorf("got %q", got)
+// Who is logged in is judged when the body has been read to its end.
+func TestBodyHeldBack(t *testing.T) {
+	type held struct {
+		*testServer
+		cookie          string
+		removed, broken atomic.Bool // the token; the store
+	}
+	nothing := func(*held) {}
+	logout := func(h *held) {
+		if w := h.do("DELETE", "/auth/session", "", "Cookie", h.cookie); w.Code != 204 {
+			t.Errorf("logout: %d", w.Code)
+		}
+	}
+	for _, c := range []struct {
+		name      string
+		token     bool
+		meanwhile func(*held)
+		status    int
+	}{
+		{"nothing happens", false, nothing, 201},
+		{"nothing happens to the token", true, nothing, 201},
+		{"logout", false, logout, 401},
+		{"the token is removed", true, func(h *held) { h.removed.Store(true) }, 401},
+		{"the store fails", false, func(h *held) { h.broken.Store(true) }, 503},
+	} {
+		for _, chunked := range []bool{false, true} {
+			t.Run(fmt.Sprint(c.name, ", chunked ", chunked), func(t *testing.T) {
+				h := &held{testServer: newTestServer(t)}
+				h.cookie = h.login(t)
+				h.store = &hookedStore{Store: h.store, onSession: func() error {
+					if h.broken.Load() {
+						return io.ErrUnexpectedEOF
+					}
+					return nil
+				}}
+				h.tokenLogin = func(token string, _ time.Time) (Login, error) {
+					if token != "rw_secret" || h.removed.Load() {
+						return Login{}, fs.ErrNotExist
+					}
+					return Login{User: User{Name: "frodo"}, Token: true}, nil
+				}
+				begun, written := make(chan bool), atomic.Bool{}
+				server := httptest.NewServer(h.RequireLogin(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					begun <- true
+					var name string
+					if readJSON(w, r, fields{"name": &name}, nil) {
+						written.Store(true)
+						respond(w, http.StatusCreated, name)
+					}
+				})))
+				defer server.Close()
+				conn, err := net.Dial("tcp", server.Listener.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				header, half, rest := "Cookie: "+h.cookie, `{"name":`, `"Narya"}`
+				if c.token {
+					header = "Authorization: Bearer rw_secret"
+				}
+				length := fmt.Sprint("Content-Length: ", len(half+rest))
+				if chunked {
+					length = "Transfer-Encoding: chunked"
+					half, rest = fmt.Sprintf("%x\r\n%s\r\n", len(half), half), fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(rest), rest)
+				}
+				fmt.Fprintf(conn, "POST /tool HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n%s\r\n%s\r\n\r\n%s", header, length, half)
+				<-begun
+				c.meanwhile(h)
+				io.WriteString(conn, rest)
+				response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer response.Body.Close()
+				body, err := io.ReadAll(response.Body)
+				if err != nil || response.StatusCode != c.status || written.Load() != (c.status == 201) ||
+					!strings.Contains(string(body), map[int]string{201: `{"data":"Narya"}`, 401: `"title":"Login required"`, 503: `"title":"Temporarily unavailable"`}[c.status]) {
+					t.Errorf("%d %s (%v), written %t; want %d", response.StatusCode, body, err, written.Load(), c.status)
+				}
+				if got := response.Header.Get("Retry-After") != ""; got != (c.status == 503) {
+					t.Errorf("Retry-After: %q", response.Header.Get("Retry-After"))
+				}
+			})
+		}
 	}
 }

@@ -35,45 +35,46 @@ func (n *nowhere) Header() http.Header         { return n.header }
 func (n *nowhere) WriteHeader(status int)      { n.status = status }
 func (n *nowhere) Write(b []byte) (int, error) { return len(b), nil }
 
-// answer is the status of h's answer.
-func (n *nowhere) answer(h http.Handler, r *http.Request) int {
+// statusOf is the status of h's response.
+func (n *nowhere) statusOf(h http.Handler, r *http.Request) int {
 	n.header, n.status = make(http.Header, 8), http.StatusOK
 	h.ServeHTTP(n, r)
 	return n.status
 }
 
-// benchServer is the whole program but for its listener, its limits on logins
-// and the writing of its log.
+// benchServer is the whole program but for its listener and the writing of its
+// log.
 type benchServer struct {
 	http.Handler
 	auth  *Auth
-	store *boltStore
+	store *BoltStore
 }
 
 func newBenchServer(b *testing.B, path string) *benchServer {
 	b.Helper()
-	store, err := openStore(path)
+	store, err := OpenStore(path)
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { store.close() })
+	b.Cleanup(func() { store.Close() })
 	if err := store.seedRings(); err != nil {
 		b.Fatal(err)
 	}
-	auth, err := newAuth(store, testKey)
+	auth, err := NewAuth(store, testKey)
 	if err != nil {
 		b.Fatal(err)
 	}
 	log := newLogger(io.Discard, false)
 	auth.Cost, auth.Log, auth.LoginPage, auth.seen = bcrypt.MinCost, log, "/auth/login", seenUser
-	gateway := &Gateway{auth: auth}
-	auth.addr = gateway.clientAddr
-	return &benchServer{&Protect{next: routes(auth, store, gateway), log: log, lines: requestLog{w: io.Discard}, addr: gateway.clientAddr}, auth, store}
+	account, gateway := &Account{auth, store, 15}, &Gateway{auth: auth}
+	auth.tokenLogin = account.tokenLogin
+	h := routes(auth, account, &Rings{auth, store}, gateway)
+	return &benchServer{&Protect{next: h, log: log, arrive: gateway.arrive}, auth, store}
 }
 
 func (s *benchServer) addUsers(b *testing.B, n int) {
 	b.Helper()
-	hash, err := s.auth.hashPassword(testPassword)
+	hash, err := s.auth.hashPassword(b.Context(), testPassword)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -91,23 +92,23 @@ func (s *benchServer) addUsers(b *testing.B, n int) {
 }
 
 // addSessions puts n live sessions, shared out among the first of so many
-// users, into the store and answers the cookies of up to 50,000 of them: more
+// users, into the store and returns the cookies of up to 50,000 of them: more
 // than are remembered, so that most reads are of the file.
 func (s *benchServer) addSessions(b *testing.B, n, users int, now time.Time) (cookies []string) {
 	b.Helper()
 	defer func(was bool) { s.store.db.NoSync = was }(s.store.db.NoSync)
 	s.store.db.NoSync = true
 	every := max(1, n/50_000)
+	r := benchRequest("GET", "/", "", "User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0)")
 	for done := 0; done < n; {
 		err := s.store.update(func(tx *bolt.Tx) error {
 			for range min(2_000, n-done) { // larger commits would leave a larger file
-				session, id := s.auth.sessions.next(fmt.Sprint("user", done%users), "192.0.2.1", "Mozilla/5.0 (X11; Linux x86_64; rv:140.0)", now)
+				session, id := s.auth.newSession(fmt.Sprint("user", done%users), r, now)
 				if err := putSession(tx, session); err != nil {
 					return err
 				}
 				if done%every == 0 {
-					name := s.auth.sessions.cookieName()
-					cookies = append(cookies, name+"="+id+"."+s.auth.sessions.keys[0].sign(name, id))
+					cookies = append(cookies, s.auth.signed(id))
 				}
 				done++
 			}
@@ -138,7 +139,7 @@ func BenchmarkRequest(b *testing.B) {
 	s.addUsers(b, 1)
 	cookie := s.addSessions(b, 1, 1, time.Now())[0]
 	rings := append([]Ring(nil), twentyRings...)
-	encode := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { writeData(w, http.StatusOK, rings) })
+	encode := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { respond(w, http.StatusOK, rings) })
 	for _, c := range []struct {
 		name, cookie string
 		h            http.Handler
@@ -153,11 +154,25 @@ func BenchmarkRequest(b *testing.B) {
 			r, w := benchRequest("GET", "/ringsofpower", "", "Cookie", c.cookie), &nowhere{}
 			b.ReportAllocs()
 			for b.Loop() {
-				if status := w.answer(c.h, r); status != c.status {
+				if status := w.statusOf(c.h, r); status != c.status {
 					b.Fatal(status)
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkCheck is who a request comes from, for a session in use.
+func BenchmarkCheck(b *testing.B) {
+	s := newBenchServer(b, filepath.Join(b.TempDir(), "bench.db"))
+	s.addUsers(b, 1)
+	now := time.Now()
+	r := benchRequest("GET", "/", "", "Cookie", s.addSessions(b, 1, 1, now)[0])
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.auth.check(r, now); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
@@ -206,7 +221,7 @@ func BenchmarkStore(b *testing.B) {
 				b.ReportAllocs()
 				w := &nowhere{}
 				for i := 0; b.Loop(); i++ {
-					if status := w.answer(s, requests[i%len(requests)]); status != 200 {
+					if status := w.statusOf(s, requests[i%len(requests)]); status != 200 {
 						b.Fatal(status)
 					}
 				}
@@ -214,14 +229,14 @@ func BenchmarkStore(b *testing.B) {
 			b.Run("login", func(b *testing.B) { // at cost 4: one commit, hardly any bcrypt
 				body, w := credentials(fmt.Sprint("user", users), testPassword), &nowhere{}
 				for b.Loop() {
-					if status := w.answer(s, benchRequest("POST", "/auth/session", body)); status != 201 {
+					if status := w.statusOf(s, benchRequest("POST", "/auth/session", body)); status != 201 {
 						b.Fatal(status)
 					}
 				}
 			})
 			b.Run("sweep of nothing", func(b *testing.B) {
 				for b.Loop() {
-					if n, err := s.store.sweep(context.Background(), now); n != 0 || err != nil {
+					if n, err := s.store.Sweep(context.Background(), now); n != 0 || err != nil {
 						b.Fatal(n, err)
 					}
 				}
@@ -232,19 +247,19 @@ func BenchmarkStore(b *testing.B) {
 					b.StopTimer()
 					s.addSessions(b, 1000, users, ago)
 					b.StartTimer()
-					if n, err := s.store.sweep(context.Background(), now); n != 1000 || err != nil {
+					if n, err := s.store.Sweep(context.Background(), now); n != 1000 || err != nil {
 						b.Fatal(n, err)
 					}
 				}
 			})
-			if err := s.store.close(); err != nil {
+			if err := s.store.Close(); err != nil {
 				b.Fatal(err)
 			}
 			b.Run("start", func(b *testing.B) {
 				for b.Loop() {
-					store, err := openStore(path)
+					store, err := OpenStore(path)
 					if err == nil {
-						err = store.close()
+						err = store.Close()
 					}
 					if err != nil {
 						b.Fatal(err)
@@ -260,32 +275,18 @@ func BenchmarkStore(b *testing.B) {
 	}
 }
 
-func keepCopy(b *testing.B, store *boltStore, cookies []string, folder string) {
+func keepCopy(b *testing.B, store *BoltStore, cookies []string, folder string) {
 	file, err := os.Create(filepath.Join(folder, "sessions.db"))
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer file.Close()
-	backup, err := store.backup()
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer backup.Close()
-	if _, err = io.Copy(file, backup); err == nil {
+	if err = store.backup(file); err == nil {
 		err = os.WriteFile(filepath.Join(folder, "cookies"), []byte(strings.Join(cookies, "\n")+"\n"), 0o600)
 	}
 	if err != nil {
 		b.Fatal(err)
 	}
-}
-
-// commitsOf is how many write transactions there were.
-func commitsOf(b *testing.B, store *boltStore) (n int) {
-	b.Helper()
-	if err := store.db.View(func(tx *bolt.Tx) error { n = tx.ID(); return nil }); err != nil {
-		b.Fatal(err)
-	}
-	return n
 }
 
 // BenchmarkWrite is one client, and 64 at a time, whose writes share commits.
@@ -295,10 +296,10 @@ func BenchmarkWrite(b *testing.B) {
 	now := time.Now()
 	cookie := s.addSessions(b, 1, 1, now)[0]
 	measure := func(b *testing.B, clients, status int, next func(i int64) *http.Request) {
-		before := commitsOf(b, s.store)
+		before := lastWrite(b, s.store)
 		var done atomic.Int64
 		write := func(w *nowhere) {
-			if got := w.answer(s, next(done.Add(1)-1)); got != status {
+			if got := w.statusOf(s, next(done.Add(1)-1)); got != status {
 				b.Error(got)
 			}
 		}
@@ -316,7 +317,7 @@ func BenchmarkWrite(b *testing.B) {
 			})
 		}
 		b.StopTimer()
-		b.ReportMetric(float64(commitsOf(b, s.store)-before)/float64(b.N), "commits/op")
+		b.ReportMetric(float64(lastWrite(b, s.store)-before)/float64(b.N), "commits/op")
 	}
 	for _, clients := range []int{1, 64} {
 		b.Run(fmt.Sprint("logout/clients=", clients), func(b *testing.B) {
@@ -345,7 +346,7 @@ func BenchmarkChurn(b *testing.B) {
 		s := newBenchServer(b, path)
 		s.addUsers(b, 1000)
 		s.store.db.NoSync = true
-		s.auth.sessions.Idle = time.Hour
+		s.auth.Idle = time.Hour
 		const minutes, logins, commits = 24 * 60, 700, 10
 		start, peak := time.Now().Add(-24*time.Hour), 0
 		for minute := range minutes {
@@ -353,14 +354,14 @@ func BenchmarkChurn(b *testing.B) {
 			for range commits { // as logins come: few to a commit
 				s.addSessions(b, logins/commits, 1000, now)
 			}
-			if _, err := s.store.sweep(context.Background(), now); err != nil {
+			if _, err := s.store.Sweep(context.Background(), now); err != nil {
 				b.Fatal(err)
 			}
 			if minute%60 == 59 {
 				peak = max(peak, liveBytes(b, s.store))
 			}
 		}
-		if n, err := s.store.sweep(context.Background(), start.Add(48*time.Hour)); n < logins || err != nil {
+		if n, err := s.store.Sweep(context.Background(), start.Add(48*time.Hour)); n < logins || err != nil {
 			b.Fatal(n, err)
 		}
 		file, err := os.Stat(path)
@@ -378,7 +379,7 @@ func BenchmarkChurn(b *testing.B) {
 }
 
 // liveBytes is the length of all keys and values.
-func liveBytes(b *testing.B, store *boltStore) (n int) {
+func liveBytes(b *testing.B, store *BoltStore) (n int) {
 	b.Helper()
 	err := store.db.View(func(tx *bolt.Tx) error {
 		return tx.ForEach(func(_ []byte, bucket *bolt.Bucket) error {

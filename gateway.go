@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -25,7 +24,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode"
 )
@@ -35,24 +33,40 @@ type Gateway struct {
 	auth     *Auth
 	trusted  []netip.Prefix // proxies whose X-Forwarded-* are believed
 	public   *url.URL       // scheme and host by which browsers reach us; nil: not known
-	domain   string         // that the cookie is for, in small letters; "": one host
 	upstream *url.URL       // scheme and host of the tool behind us; nil: there is none
+}
+
+// arrive makes of a request what a trusted proxy says that it was: it has the
+// client's address and the host that the browser asked for. What anybody else
+// says under these names is dropped, so that they can be believed from here on.
+func (g *Gateway) arrive(r *http.Request) {
+	const addrs, host = "X-Forwarded-For", "X-Forwarded-Host"
+	peer, ok := netip.Addr{}, false
+	if len(g.trusted) > 0 {
+		peer, ok = parseAddr(r.RemoteAddr)
+		ok = ok && g.trusts(peer)
+	}
+	for _, name := range []string{host, "X-Forwarded-Proto", "X-Forwarded-Uri", "X-Forwarded-Method"} {
+		if lines := r.Header[name]; lines != nil && (!ok || len(lines) != 1) { // two say nothing
+			delete(r.Header, name)
+		}
+	}
+	if lines := r.Header[addrs]; !ok {
+		delete(r.Header, addrs)
+	} else if lines != nil {
+		hops := g.hops(peer, strings.Split(strings.Join(lines, ","), ","))
+		r.RemoteAddr = hops[0]
+		r.Header[addrs] = []string{strings.Join(hops, ", ")}
+	}
+	r.Host = cmp.Or(r.Header.Get(host), r.Host)
 }
 
 // hops are the addresses that a request came by, the client's first. A trusted
 // proxy says who came to it, so the list is read from its end up to the first
 // address that is not trusted: what stands before that, anybody may have
 // written. A list that does not parse that far says nothing.
-func (g *Gateway) hops(r *http.Request) []string {
-	peer, ok := parseAddr(r.RemoteAddr)
-	if !ok {
-		return []string{r.RemoteAddr}
-	}
+func (g *Gateway) hops(peer netip.Addr, list []string) []string {
 	hops := []string{peer.String()}
-	if !g.trusts(peer) || r.Header["X-Forwarded-For"] == nil {
-		return hops
-	}
-	list := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
 	for _, text := range slices.Backward(list) {
 		hop, ok := parseAddr(strings.Trim(text, " \t"))
 		if !ok {
@@ -66,9 +80,6 @@ func (g *Gateway) hops(r *http.Request) []string {
 	slices.Reverse(hops)
 	return hops
 }
-
-// clientAddr is Auth.addr.
-func (g *Gateway) clientAddr(r *http.Request) string { return g.hops(r)[0] }
 
 func (g *Gateway) trusts(addr netip.Addr) bool {
 	return slices.ContainsFunc(g.trusted, func(p netip.Prefix) bool { return p.Contains(addr) })
@@ -90,27 +101,9 @@ func parseAddr(text string) (netip.Addr, bool) {
 	return addr.Unmap().WithZone(""), err == nil
 }
 
-// forwarded is what a trusted proxy says of the request in one line under the
-// name; two lines say nothing.
-func (g *Gateway) forwarded(r *http.Request, name string) string {
-	peer, ok := parseAddr(r.RemoteAddr)
-	if lines := r.Header[name]; ok && len(lines) == 1 && g.trusts(peer) {
-		return lines[0]
-	}
-	return ""
-}
-
-// host is what the browser asked for, with its port.
-func (g *Gateway) host(r *http.Request) string {
-	if host := g.forwarded(r, "X-Forwarded-Host"); host != "" {
-		return host
-	}
-	return r.Host
-}
-
 // scheme is how the browser asked.
 func (g *Gateway) scheme(r *http.Request) string {
-	proto := g.forwarded(r, "X-Forwarded-Proto")
+	proto := r.Header.Get("X-Forwarded-Proto")
 	switch {
 	case proto == "http" || proto == "https":
 		return proto
@@ -123,15 +116,12 @@ func (g *Gateway) scheme(r *http.Request) string {
 }
 
 // handleVerify is GET /auth/verify: a gateway asks whether a request may pass,
-// and sends that one's headers. Any answer but 204 means that it may not. What
+// and sends that one's headers. Any status but 204 means that it may not. What
 // was asked for is the last parameter, uri, escaped or as nginx has it in
 // $request_uri; or else what a trusted proxy forwards.
 func (g *Gateway) handleVerify(w http.ResponseWriter, r *http.Request) {
 	asked := r.WithContext(r.Context()) // a copy
-	asked.Host = g.host(r)
-	if method := g.forwarded(r, "X-Forwarded-Method"); method != "" {
-		asked.Method = method
-	}
+	asked.Method = cmp.Or(r.Header.Get("X-Forwarded-Method"), r.Method)
 	if !g.auth.sameSite(w, asked) {
 		return
 	}
@@ -144,12 +134,12 @@ func (g *Gateway) handleVerify(w http.ResponseWriter, r *http.Request) {
 	if errors.Is(err, fs.ErrNotExist) {
 		query, uri, ok := strings.Cut("&"+r.URL.RawQuery, "&uri=")
 		if !ok {
-			uri = g.forwarded(r, "X-Forwarded-Uri")
+			uri = r.Header.Get("X-Forwarded-Uri")
 		} else if plain, err := url.QueryUnescape(uri); err == nil && !strings.HasPrefix(uri, "/") {
 			uri = plain
 		}
 		login := g.loginURL(r, uri)
-		if strings.Contains(query, "&redirect") && navigates(asked.Method, r.Header) {
+		if strings.Contains(query, "&redirect") && navigates(asked) {
 			w.Header().Set("Location", login)
 			w.WriteHeader(http.StatusSeeOther)
 			return
@@ -166,8 +156,8 @@ func (g *Gateway) loginURL(r *http.Request, uri string) string {
 	if g.public != nil {
 		base = g.public.String()
 		// The login page may be on another host than the tool.
-		if host := g.host(r); !strings.EqualFold(host, g.public.Host) {
-			if there := g.next(g.scheme(r) + "://" + host + next); there != "/" {
+		if !strings.EqualFold(r.Host, g.public.Host) {
+			if there := g.next(g.scheme(r) + "://" + r.Host + next); there != "/" {
 				next = there
 			}
 		}
@@ -227,31 +217,20 @@ func (g *Gateway) inDomain(u *url.URL) bool {
 	name := strings.ToLower(u.Hostname())
 	same, err := domain(name) // is it one that browsers and we read alike
 	port, portErr := strconv.ParseUint(cmp.Or(u.Port(), "443"), 10, 16)
-	return g.domain != "" && err == nil && same == name && under(name, g.domain) && portErr == nil && port > 0
+	return g.auth.CookieDomain != "" && err == nil && same == name && under(name, g.auth.CookieDomain) && portErr == nil && port > 0
 }
 
 const (
-	// slow is how long a tool may take until its answer begins, from when it
+	// slow is how long a tool may take until its response begins, from when it
 	// has the request.
 	slow = 60 * time.Second
 	// idleUpstream is less than the 5 s after which Node and Apache close an
 	// idle connection: on one that is just being closed a POST would fail.
 	idleUpstream = 4 * time.Second
-	// A request that runs for longer than shortRequest is a stream and loses
-	// the time limits of newServer, which must be longer.
-	shortRequest = 5 * time.Second
-	// recheck is how often somebody must still be logged in to keep a stream.
-	// Twice that and lastWords is less than the minute that we promise.
-	recheck = 25 * time.Second
-	// lastWords is for the rest of an answer, or of a request that nobody
-	// reads any more.
-	lastWords = 5 * time.Second
 )
 
-var errSessionOver = errors.New("session over")
-
-// proxy passes requests on to the tool; it belongs behind requireLogin. What
-// the tool answers passes as it is, but for cookies by a session's name, of
+// proxy passes requests on to the tool; it belongs behind RequireLogin. What
+// the tool responds passes as it is, but for cookies by a session's name, of
 // which there is that of a renewed one only, and for Cache-Control where there
 // is that or the tool has none.
 func (g *Gateway) proxy() http.Handler {
@@ -269,132 +248,60 @@ func (g *Gateway) proxyOver(dial func(ctx context.Context, network, addr string)
 			ExpectContinueTimeout: time.Second,
 			IdleConnTimeout:       idleUpstream,
 			MaxIdleConnsPerHost:   256,
-			DisableCompression:    true, // it would unpack answers that the client did not ask for
+			DisableCompression:    true, // it would unpack what the client did not ask to have packed
 		},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodConnect || r.Method == http.MethodTrace {
 			w.Header().Set("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
-			writeError(w, http.StatusMethodNotAllowed, "Method not allowed")
+			respondError(w, http.StatusMethodNotAllowed, "Method not allowed")
 			return
 		}
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
-		run := &running{auth: g.auth, r: r, w: w, cancel: cancel}
-		run.start()
-		defer run.stop()
+		s := &stream{auth: g.auth, r: r, w: w, cancel: cancel}
+		s.start()
+		defer s.stop()
 		out := r.WithContext(ctx)
 		body := &upload{ReadCloser: r.Body}
 		out.Body = body
 
 		own := maps.Clone(w.Header())
-		clear(w.Header()) // not in ModifyResponse: an answer 103 would come before that
+		clear(w.Header()) // not in ModifyResponse: a 103 would come before that
 		proxy := shared
-		proxy.ModifyResponse = func(answer *http.Response) error {
-			answer.Header["Set-Cookie"] = slices.DeleteFunc(answer.Header["Set-Cookie"], namesSession)
+		proxy.ModifyResponse = func(response *http.Response) error {
+			response.Header["Set-Cookie"] = slices.DeleteFunc(response.Header["Set-Cookie"], namesSession)
 			if len(own["Set-Cookie"]) > 0 {
-				answer.Header["Set-Cookie"] = append(answer.Header["Set-Cookie"], own["Set-Cookie"]...)
+				response.Header["Set-Cookie"] = append(response.Header["Set-Cookie"], own["Set-Cookie"]...)
 			}
-			if answer.Header["Cache-Control"] == nil || len(own["Set-Cookie"]) > 0 { // a cache would hand the session to others
-				answer.Header["Cache-Control"] = own["Cache-Control"]
+			if response.Header["Cache-Control"] == nil || len(own["Set-Cookie"]) > 0 { // a cache would hand the session to others
+				response.Header["Cache-Control"] = own["Cache-Control"]
 			}
 			return nil
 		}
 		proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, err error) {
 			clear(w.Header())
 			maps.Copy(w.Header(), own)
+			var no *refusal
 			switch timeout := net.Error(nil); {
 			case context.Cause(ctx) == errSessionOver:
 				g.auth.deny(w, r, fs.ErrNotExist)
 			case ctx.Err() != nil: // the client has gone
 				panic(http.ErrAbortHandler)
-			case body.broken.Load():
-				writeError(w, http.StatusBadRequest, "Request body cannot be read")
+			case errors.As(body.failed(), &no): // of a judgedBody
+				no.respond(w)
+			case body.failed() != nil:
+				respondError(w, http.StatusBadRequest, "Request body cannot be read")
 			case errors.As(err, &timeout) && timeout.Timeout():
 				g.auth.Log.ErrorContext(ctx, "tool failed", "error", err)
-				writeError(w, http.StatusGatewayTimeout, "The tool takes too long to answer")
+				respondError(w, http.StatusGatewayTimeout, "The tool takes too long to answer")
 			default:
 				g.auth.Log.ErrorContext(ctx, "tool failed", "error", err)
-				writeError(w, http.StatusBadGateway, "The tool does not answer")
+				respondError(w, http.StatusBadGateway, "The tool does not answer")
 			}
 		}
 		proxy.ServeHTTP(w, out)
 	})
-}
-
-// upload tells whether it is the client's body that failed.
-type upload struct {
-	io.ReadCloser
-	broken atomic.Bool
-}
-
-func (u *upload) Read(b []byte) (int, error) {
-	n, err := u.ReadCloser.Read(b)
-	if err != nil && err != io.EOF {
-		u.broken.Store(true)
-	}
-	return n, err
-}
-
-// running is a request that may run for as long as who made it is logged in.
-// It ends when that is over, or when the store cannot tell twice in a row.
-type running struct {
-	auth   *Auth
-	r      *http.Request
-	w      http.ResponseWriter
-	cancel context.CancelCauseFunc
-
-	mu     sync.Mutex
-	timer  *time.Timer
-	stream bool // no time limit any more
-	done   bool // its connection may serve another one by now
-	doubts int  // of the store, in a row
-}
-
-func (p *running) start() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.timer = time.AfterFunc(shortRequest, p.recheck)
-}
-
-func (p *running) recheck() {
-	_, err := p.auth.check(p.r, time.Now())
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.doubts++; err == nil {
-		p.doubts = 0
-	}
-	switch {
-	case p.done:
-		return
-	case errors.Is(err, fs.ErrNotExist) || p.doubts == 2:
-		p.cancel(errSessionOver)
-		p.limit(time.Now().Add(lastWords)) // a client that neither reads nor writes would hold us
-		return
-	case !p.stream:
-		p.stream = true
-		p.limit(time.Time{})
-	}
-	p.timer.Reset(recheck)
-}
-
-func (p *running) stop() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.done = true
-	p.timer.Stop()
-	if p.stream {
-		p.limit(time.Now().Add(lastWords))
-	}
-}
-
-func (p *running) limit(t time.Time) {
-	connection := http.NewResponseController(p.w)
-	connection.SetReadDeadline(t)
-	if !t.IsZero() {
-		t = t.Add(time.Second) // the answer to who still sends comes when the read has ended
-	}
-	connection.SetWriteDeadline(t)
 }
 
 // rewrite makes the tool's request from the client's. It runs after hop-by-hop
@@ -411,7 +318,7 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	}
 	out.Trailer = nil // may hold what headers may not
 	for name := range out.Header {
-		if ours(name) {
+		if isIdentityHeader(name) {
 			delete(out.Header, name)
 		}
 	}
@@ -421,11 +328,11 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 		out.Header.Del("Upgrade")
 		out.Header.Del("Connection")
 	}
-	keep(out.Header, "Cookie", withoutSession)
-	keep(out.Header, "Authorization", withoutToken)
-	out.Header["Remote-User"] = []string{loginOf(in).User.Name}
-	out.Header["X-Forwarded-For"] = []string{strings.Join(g.hops(in), ", ")}
-	out.Header["X-Forwarded-Host"] = []string{g.host(in)}
+	mapLines(out.Header, "Cookie", withoutSession)
+	mapLines(out.Header, "Authorization", withoutToken)
+	out.Header["Remote-User"] = []string{UserOf(in)}
+	out.Header["X-Forwarded-For"] = []string{cmp.Or(in.Header.Get("X-Forwarded-For"), clientAddr(in))}
+	out.Header["X-Forwarded-Host"] = []string{in.Host}
 	out.Header["X-Forwarded-Proto"] = []string{g.scheme(in)}
 }
 
@@ -433,16 +340,16 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 // the tool's request line.
 func noSpace(uri string) string { return strings.ReplaceAll(uri, " ", "%20") }
 
-// ours says whether a header is one by which proxies say who and where a
-// client is.
-func ours(name string) bool {
-	return spells(name, "remote-", false) || spells(name, "x-forwarded-", false) ||
-		spells(name, "x-real-ip", true) || spells(name, "forwarded", true)
+// isIdentityHeader says whether a header is one by which proxies say who and
+// where a client is.
+func isIdentityHeader(name string) bool {
+	return matchesCGI(name, "remote-", false) || matchesCGI(name, "x-forwarded-", false) ||
+		matchesCGI(name, "x-real-ip", true) || matchesCGI(name, "forwarded", true)
 }
 
-// spells compares as tools may: CGI and its descendants take all but letters
-// and digits for the same character.
-func spells(name, want string, whole bool) bool {
+// matchesCGI compares as tools may: CGI and its descendants take all but
+// letters and digits for the same character.
+func matchesCGI(name, want string, whole bool) bool {
 	if len(name) < len(want) || whole && len(name) > len(want) {
 		return false
 	}
@@ -461,8 +368,9 @@ func spells(name, want string, whole bool) bool {
 	return true
 }
 
-// keep replaces each line of a header by what f makes of it, if that is not "".
-func keep(h http.Header, name string, f func(string) string) {
+// mapLines replaces each line of a header by what f makes of it, if that is
+// not "".
+func mapLines(h http.Header, name string, f func(string) string) {
 	var kept []string
 	for _, line := range h[name] {
 		if line = f(line); line != "" {
@@ -498,13 +406,13 @@ func namesSession(cookie string) bool {
 
 // withoutToken drops an API token of ours.
 func withoutToken(line string) string {
-	if _, ok := bearer(http.Header{"Authorization": {line}}); ok {
+	if bearer(http.Header{"Authorization": {line}}) != "" {
 		return ""
 	}
 	return line
 }
 
-// buffers are what answers pass through, 32 KiB each.
+// buffers are what responses pass through, 32 KiB each.
 type buffers struct{ sync.Pool }
 
 func (b *buffers) Get() []byte {

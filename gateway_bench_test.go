@@ -1,3 +1,4 @@
+// gateway_bench_test.go measures what the proxy costs beside a plain one.
 package main
 
 import (
@@ -30,13 +31,13 @@ func BenchmarkProxy(b *testing.B) {
 	defer plain.Close()
 	s := newTestServer(b)
 	gateway := &Gateway{auth: s.Auth, upstream: upstream}
-	s.addr = gateway.clientAddr
+	store := s.store.(fullStore)
 	lines := newLineWriter()
 	go lines.run(io.Discard)
 	defer lines.end()
 	log := newLogger(lines, false)
 	guarded := httptest.NewUnstartedServer(nil)
-	guarded.Config = newServer(&Protect{next: routes(s.Auth, s.store.(fullStore), gateway), log: log, lines: requestLog{w: lines}, addr: s.addr}, log)
+	guarded.Config = newServer(&Protect{next: routes(s.Auth, &Account{s.Auth, store, 15}, &Rings{s.Auth, store}, gateway), log: log, arrive: gateway.arrive}, log)
 	guarded.Start()
 	defer guarded.Close()
 	cookie := s.login(b)
@@ -52,12 +53,12 @@ func BenchmarkProxy(b *testing.B) {
 				for range round / clients {
 					r, _ := http.NewRequest("GET", base+"/reports?week=3", nil)
 					r.Header.Set("Cookie", cookie)
-					answer, err := client.Do(r)
+					response, err := client.Do(r)
 					if err == nil {
-						_, err = io.Copy(io.Discard, answer.Body)
-						answer.Body.Close()
-						if answer.StatusCode != http.StatusOK {
-							err = fmt.Errorf("%s: %s", base, answer.Status)
+						_, err = io.Copy(io.Discard, response.Body)
+						response.Body.Close()
+						if response.StatusCode != http.StatusOK {
+							err = fmt.Errorf("%s: %s", base, response.Status)
 						}
 					}
 					if err != nil {

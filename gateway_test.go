@@ -1,18 +1,15 @@
-// The tests of gateway.go need nothing but Go. A tool, ringward and its clients
-// are joined by pipes in a synctest bubble, where waiting costs no time and a
-// goroutine that stays behind is a failure. nginx, Caddy and Chromium are in
-// e2e/gateway_test.go.
+// The tests of gateway.go and stream.go need nothing but Go. A tool, ringward
+// and its clients are joined by pipes in a synctest bubble, where waiting costs
+// no time and a goroutine that stays behind is a failure.
 package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -20,7 +17,6 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -29,35 +25,16 @@ import (
 
 // front is ringward with a tool behind it.
 type front struct {
-	*testServer
-	t        *testing.T
+	*accountServer
 	gateway  *Gateway
 	clients  *pipes
 	cookie   string // of frodo
-	log      *safeBuffer
+	log      *lockedBuffer
 	inTool   atomic.Int32  // requests
 	finished chan struct{} // closed when the test is done
 }
 
-// safeBuffer may be read while it is written.
-type safeBuffer struct {
-	mu sync.Mutex
-	bytes.Buffer
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.Buffer.String()
-}
-
-// pipes is a network: what dial begins, Accept answers.
+// pipes is a network: what dial begins, Accept returns.
 type pipes struct {
 	peer   string // RemoteAddr
 	dialed chan net.Conn
@@ -107,14 +84,14 @@ const peer = "192.0.2.7:5555"
 func inFront(t *testing.T, tool http.Handler, set func(*Gateway), f func(t *testing.T, f *front)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s := newTestServer(t)
-		s.LoginPage = "/auth/login"
-		x := &front{testServer: s, t: t, clients: newPipes(peer), log: new(safeBuffer), finished: make(chan struct{})}
-		x.gateway = &Gateway{auth: s.Auth, upstream: &url.URL{Scheme: "http", Host: "tool.internal"}}
+		s := newAccountServer(t)
+		s.auth.LoginPage = "/auth/login"
+		x := &front{accountServer: s, clients: newPipes(peer), log: new(lockedBuffer), finished: make(chan struct{})}
+		s.auth.Log = newLogger(x.log, false)
+		x.gateway = &Gateway{auth: s.auth, upstream: &url.URL{Scheme: "http", Host: "tool.internal"}}
 		if set != nil {
 			set(x.gateway)
 		}
-		s.addr = x.gateway.clientAddr
 		tools := newPipes("127.0.0.1:4444")
 		if tool == nil {
 			tool = http.HandlerFunc(echo)
@@ -126,29 +103,25 @@ func inFront(t *testing.T, tool http.Handler, set func(*Gateway), f func(t *test
 		})}
 		go behind.Serve(tools)
 		defer behind.Close()
-		s.Auth.Log = slog.New(slog.NewTextHandler(x.log, nil))
-		protect := &Protect{next: routesOver(s, x.gateway, tools.dial), log: s.Auth.Log, lines: requestLog{w: x.log}, addr: s.addr,
-			public: "ring.example.com", domain: x.gateway.domain}
-		server := newServer(protect, s.Auth.Log)
-		go server.Serve(tcpListener{x.clients, protect.setHeaders})
+		// As routes has it, but for the way to the tool.
+		own := routes(s.auth, &Account{s.auth, s.store, 15}, &Rings{s.auth, s.store}, &Gateway{auth: s.auth, public: x.gateway.public})
+		proxied := s.auth.RequireLogin(x.gateway.proxyOver(tools.dial))
+		protect := &Protect{log: s.auth.Log, arrive: x.gateway.arrive, public: "ring.example.com",
+			next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasPrefix(r.URL.EscapedPath(), "/auth/") {
+					own.ServeHTTP(w, r)
+				} else {
+					proxied.ServeHTTP(w, r)
+				}
+			})}
+		server := newServer(protect, s.auth.Log)
+		go server.Serve(x.clients)
 		defer server.Close()
-		x.cookie = s.login(t)
+		x.cookie = x.enter("frodo", testPassword)
 		f(t, x)
 		close(x.finished)
 		time.Sleep(time.Minute) // what is left of connections to the tool goes
-	})
-}
-
-// routesOver is routes with another way to the tool.
-func routesOver(s *testServer, g *Gateway, dial func(context.Context, string, string) (net.Conn, error)) http.Handler {
-	own := routes(s.Auth, s.store.(fullStore), &Gateway{auth: g.auth, trusted: g.trusted, public: g.public, domain: g.domain})
-	tool := s.requireLogin(g.proxyOver(dial))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.EscapedPath(), "/auth/") {
-			own.ServeHTTP(w, r)
-		} else {
-			tool.ServeHTTP(w, r)
-		}
+		s.store.Close()
 	})
 }
 
@@ -165,7 +138,7 @@ func echo(w http.ResponseWriter, r *http.Request) {
 }
 
 // write sends the text of a request. Lines of its head may end in \n, and
-// COOKIE stands for frodo's. It does not wait: an early answer leaves some of
+// COOKIE stands for frodo's. It does not wait: an early response leaves some of
 // the body unread.
 func (f *front) write(conn net.Conn, request string) {
 	head, body, _ := strings.Cut(request, "\n\n")
@@ -173,30 +146,37 @@ func (f *front) write(conn net.Conn, request string) {
 	go io.WriteString(conn, head+"\r\n\r\n"+body)
 }
 
-// open answers what comes back to a request.
-func (f *front) open(request string) (net.Conn, *http.Response) {
-	f.t.Helper()
-	conn, err := f.clients.dial(f.t.Context(), "", "")
+// begin sends a request and returns its connection.
+func (f *front) begin(request string) net.Conn {
+	f.Helper()
+	conn, err := f.clients.dial(f.Context(), "", "")
 	if err != nil {
-		f.t.Fatal(err)
+		f.Fatal(err)
 	}
 	f.write(conn, request)
-	answer, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: strings.Fields(request)[0]})
+	return conn
+}
+
+// open returns what comes back to a request.
+func (f *front) open(request string) (net.Conn, *http.Response) {
+	f.Helper()
+	conn := f.begin(request)
+	response, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: strings.Fields(request)[0]})
 	if err != nil {
-		f.t.Fatalf("%v\nto %s", err, request)
+		f.Fatalf("%v\nto %s", err, request)
 	}
-	return conn, answer
+	return conn, response
 }
 
 func (f *front) send(request string) (*http.Response, string) {
-	f.t.Helper()
-	conn, answer := f.open(request)
+	f.Helper()
+	conn, response := f.open(request)
 	defer conn.Close()
-	body, err := io.ReadAll(answer.Body)
+	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		f.t.Fatal(err)
+		f.Fatal(err)
 	}
-	return answer, string(body)
+	return response, string(body)
 }
 
 // get is a GET of frodo's with more header lines.
@@ -204,14 +184,27 @@ func get(path string, headers ...string) string {
 	return "GET " + path + " HTTP/1.1\nHost: localhost:8080\nCookie: COOKIE\n" + strings.Join(append(headers, ""), "\n") + "\n"
 }
 
-// tool answers what the tool got of a request that must reach it.
+// tool returns what the tool got of a request that must reach it.
 func (f *front) tool(request string) (got received) {
-	f.t.Helper()
-	answer, body := f.send(request)
-	if err := json.Unmarshal([]byte(body), &got); err != nil || answer.StatusCode != http.StatusOK {
-		f.t.Fatalf("got %s %s\nto %s", answer.Status, body, request)
+	f.Helper()
+	response, body := f.send(request)
+	if err := json.Unmarshal([]byte(body), &got); err != nil || response.StatusCode != http.StatusOK {
+		f.Fatalf("got %s %s\nto %s", response.Status, body, request)
 	}
 	return got
+}
+
+// apiToken makes one of frodo's.
+func (f *front) apiToken() (Token, string) {
+	f.Helper()
+	token, secret, err := newToken("frodo", "script", "", time.Now())
+	if err == nil {
+		err = f.store.addToken(token)
+	}
+	if err != nil {
+		f.Fatal(err)
+	}
+	return token, secret
 }
 
 func trust(list ...string) func(*Gateway) {
@@ -241,7 +234,7 @@ var spoofs = []string{
 	"Remote.User: gandalf", "remote.user: gandalf", "Remote!User: gandalf", "Remote~User: gandalf", "Remote-User:gandalf",
 	"Remote-Groups: gandalf", "Remote_Email: gandalf", "Remote.Name: gandalf", "Remote-Addr: 6.6.6.6",
 	"X-Forwarded-For: 6.6.6.6", "X_Forwarded_For: 6.6.6.6", "x.forwarded.for: 6.6.6.6", "X-Forwarded_For: 6.6.6.6",
-	"X-Forwarded-Host: evil.test", "X-Forwarded-Proto: gopher", "X-Forwarded-User: gandalf", "X-Forwarded-Port: 666",
+	"X-Forwarded-Host: 6.6.6.6", "X-Forwarded-Proto: gopher", "X-Forwarded-User: gandalf", "X-Forwarded-Port: 666",
 	"X-Forwarded-Prefix: /evil", "X-Forwarded-Preferred-Username: gandalf", "X-Forwarded-Uri: /evil", "X-Forwarded-Method: EVIL",
 	"Forwarded: for=6.6.6.6", "FORWARDED: for=6.6.6.6", "X-Real-IP: 6.6.6.6", "X_Real_Ip: 6.6.6.6", "x.real.ip: 6.6.6.6",
 }
@@ -309,14 +302,14 @@ func TestOnlyWebSocketUpgrades(t *testing.T) {
 	})
 	inFront(t, upgrading, nil, func(t *testing.T, f *front) {
 		for _, upgrade := range []string{"Upgrade: h2c", "Upgrade: h2c\nUpgrade: websocket", "Upgrade: websocket, h2c", "Upgrade: TLS/1.0", "Upgrade: connect-udp"} {
-			answer, _ := f.send(get("/", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAAP__", upgrade))
-			if got := answer.Header.Get("Got"); got != "/" {
+			response, _ := f.send(get("/", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAAP__", upgrade))
+			if got := response.Header.Get("Got"); got != "/" {
 				t.Errorf("%q: the tool got %q", upgrade, got)
 			}
 		}
 		for _, upgrade := range []string{"Upgrade: websocket", "Upgrade: WebSocket"} {
-			answer, _ := f.send(get("/", "Connection: keep-alive, Upgrade", upgrade))
-			if got := answer.Header.Get("Got"); !strings.EqualFold(got, "websocket/upgrade") {
+			response, _ := f.send(get("/", "Connection: keep-alive, Upgrade", upgrade))
+			if got := response.Header.Get("Got"); !strings.EqualFold(got, "websocket/upgrade") {
 				t.Errorf("%q: the tool got %q", upgrade, got)
 			}
 		}
@@ -340,13 +333,7 @@ func TestToolGetsNoSecretOfOurs(t *testing.T) {
 				t.Errorf("of Cookie: %s the tool got %s, want %s", c.sent, s, c.want)
 			}
 		}
-		token, secret, err := newToken("frodo", "script", "", time.Now())
-		if err == nil {
-			err = f.store.(accountStore).addToken(token)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, secret := f.apiToken()
 		for _, c := range []struct{ sent, want string }{
 			{"Bearer TOKEN", "[]"},
 			{"bearer  TOKEN ", "[]"},
@@ -362,45 +349,89 @@ func TestToolGetsNoSecretOfOurs(t *testing.T) {
 	})
 }
 
-// odd are request targets for which the tool answers, as they are spelled.
+// odd are request targets that are the tool's, as they are spelled.
 var odd = []string{
 	"/", "//", "//x", "//auth/login", "/%2e%2e/", "/x/../auth/session", "/../auth/session", "/./auth/session", "/auth", "/AUTH/session",
 	"/Auth/login", "/;/auth/session", "/auth;x/session", "/a%2Fb%2fc", "/a;b=c;d?e;f=g&h", "/?a=%zz&b;c&&=", "/x?", "/%2fauth/session", "/auth%2fsession", "/%61uth/session",
 	"/healthz/", "/HEALTHZ", "/a\"b<c>d|e{f}`g^h", "/a\\b", "/caf\xc3\xa9", "/a//b/./c/", "/x?u=http://y/z", "/x#y", "/x?next=//evil.test/%0d%0a", "/%00", "/ringsofpower",
 }
 
+// beforeTool is the program with its own route list before a tool.
+func beforeTool(t *testing.T, tool http.HandlerFunc, set func(*Gateway)) *accountServer {
+	t.Helper()
+	behind := httptest.NewServer(tool)
+	t.Cleanup(behind.Close)
+	upstream, err := url.Parse(behind.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newAccountServer(t)
+	s.auth.LoginPage = "/auth/login"
+	gateway := &Gateway{auth: s.auth, upstream: upstream}
+	if set != nil {
+		set(gateway)
+	}
+	s.Handler = &Protect{next: routes(s.auth, &Account{s.auth, s.store, 15}, &Rings{s.auth, s.store}, gateway), log: s.auth.Log, arrive: gateway.arrive, public: "example.com"}
+	return s
+}
+
+// raw returns the response to a request as it would come over the wire, or nil
+// where net/http refuses it.
+func (s *accountServer) raw(request string) *httptest.ResponseRecorder {
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(strings.ReplaceAll(request, "\n", "\r\n"))))
+	if err != nil {
+		return nil
+	}
+	r.RemoteAddr = peer
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	return w
+}
+
+// A path of ours never reaches the tool, and every other does, as it was sent.
 func TestPathsReachTheToolAsSent(t *testing.T) {
-	inFront(t, nil, nil, func(t *testing.T, f *front) {
-		for _, path := range odd {
-			if got := f.tool(get(path)); got.URI != path {
-				t.Errorf("the tool got %q of %q", got.URI, path)
-			}
+	s := beforeTool(t, echo, nil)
+	cookie := s.enter("frodo", testPassword)
+	expect := map[string]string{
+		`//a"b`:                  "//a%22b", // begins with two slashes and holds what no URL may: the same in other words
+		"http://localhost/a?b":   "/a?b",
+		"/auth/":                 "",
+		"/auth/nothing":          "",
+		"/auth/login":            "",
+		"/auth/../x":             "",
+		"/auth/%2e%2e/x":         "",
+		"/auth//":                "",
+		"/healthz":               "",
+		"/healthz?x":             "",
+		"http://localhost/auth/": "",
+	}
+	for _, path := range odd {
+		expect[path] = path
+	}
+	for target, want := range expect {
+		var got received
+		w := s.raw("GET " + target + " HTTP/1.1\nHost: localhost\nCookie: " + cookie + "\n\n")
+		json.Unmarshal(w.Body.Bytes(), &got)
+		if got.URI != want {
+			t.Errorf("the tool got %q of %q, want %q", got.URI, target, want)
 		}
-		// A path that begins with two slashes and holds what no URL may: the
-		// same in other words.
-		if got := f.tool(get(`//a"b`)); got.URI != `//a%22b` {
-			t.Errorf(`the tool got %q of //a"b`, got.URI)
-		}
-		if got := f.tool(get("http://localhost/a?b")); got.URI != "/a?b" {
-			t.Errorf("the tool got %q of an absolute request target", got.URI)
-		}
-	})
+	}
+}
+
+// overHTTP2 is beforeTool, reached by HTTP/2.
+func overHTTP2(t *testing.T, tool http.HandlerFunc) (*accountServer, *httptest.Server) {
+	t.Helper()
+	s := beforeTool(t, tool, nil)
+	server := httptest.NewUnstartedServer(s)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return s, server
 }
 
 // HTTP/2 lets spaces through that would end the address in the tool's request line.
 func TestSpacesOfHTTP2(t *testing.T) {
-	tool := httptest.NewServer(http.HandlerFunc(echo))
-	defer tool.Close()
-	upstream, err := url.Parse(tool.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newTestServer(t)
-	gateway := &Gateway{auth: s.Auth, upstream: upstream}
-	server := httptest.NewUnstartedServer(s.requireLogin(gateway.proxy()))
-	server.EnableHTTP2 = true
-	server.StartTLS()
-	defer server.Close()
+	s, server := overHTTP2(t, echo)
 	for _, c := range [][2]string{
 		{"/a b", "/a%20b"},
 		{"/x HTTP/1.0", "/x%20HTTP/1.0"},
@@ -413,41 +444,40 @@ func TestSpacesOfHTTP2(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.URL.Opaque = c[0]
-		r.Header.Set("Cookie", s.login(t))
-		answer, err := server.Client().Do(r)
+		r.Header.Set("Cookie", s.enter("frodo", testPassword))
+		response, err := server.Client().Do(r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got received
-		if err := json.NewDecoder(answer.Body).Decode(&got); answer.ProtoMajor != 2 || err != nil || got.URI != c[1] {
-			t.Errorf("the tool got %q of %q: %s %s %v", got.URI, c[0], answer.Proto, answer.Status, err)
+		if err := json.NewDecoder(response.Body).Decode(&got); response.ProtoMajor != 2 || err != nil || got.URI != c[1] {
+			t.Errorf("the tool got %q of %q: %s %s %v", got.URI, c[0], response.Proto, response.Status, err)
 		}
-		answer.Body.Close()
+		response.Body.Close()
 	}
 }
 
 func TestNothingReachesTheToolWithoutLogin(t *testing.T) {
-	reached := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { t.Errorf("the tool got %s %s", r.Method, r.RequestURI) })
-	inFront(t, reached, trust("192.0.2.0/24"), func(t *testing.T, f *front) {
-		for _, path := range append(odd, "http://localhost/x", "http://ring.example.com/x", "http://evil.test/x", "/auth/../x", "/auth/%2e%2e/x", "/healthz") {
-			for _, method := range []string{"GET", "POST", "HEAD", "OPTIONS", "TRACE", "PROPFIND", "CONNECT"} {
-				for _, more := range []string{"", "Remote-User: frodo\n", "Connection: Upgrade\nUpgrade: websocket\n", "X-Forwarded-For: 127.0.0.1\nX-Forwarded-Uri: /auth/login\n"} {
-					answer, body := f.send(method + " " + path + " HTTP/1.1\nHost: localhost\n" + more + "\n")
-					if answer.StatusCode == http.StatusOK && path != "/healthz" {
-						t.Errorf("%s %s: %s %s", method, path, answer.Status, body)
-					}
+	s := beforeTool(t, func(w http.ResponseWriter, r *http.Request) { t.Errorf("the tool got %s %s", r.Method, r.RequestURI) }, trust("192.0.2.0/24"))
+	for _, path := range append(odd, "http://localhost/x", "http://ring.example.com/x", "http://evil.test/x", "/auth/../x", "/auth/%2e%2e/x", "/healthz") {
+		for _, method := range []string{"GET", "POST", "HEAD", "OPTIONS", "TRACE", "PROPFIND", "CONNECT"} {
+			for _, more := range []string{"", "Remote-User: frodo\n", "Connection: Upgrade\nUpgrade: websocket\n", "X-Forwarded-For: 127.0.0.1\nX-Forwarded-Uri: /auth/login\n",
+				"X-Forwarded-Host: localhost\nX-Forwarded-Method: GET\n", "Cookie: ringward=x.y\n", "Authorization: Bearer rw_x\n"} {
+				w := s.raw(method + " " + path + " HTTP/1.1\nHost: localhost\n" + more + "\n")
+				if w != nil && w.Code == http.StatusOK && path != "/healthz" {
+					t.Errorf("%s %s: %d %s", method, path, w.Code, w.Body)
 				}
 			}
 		}
-	})
+	}
 }
 
 func TestMethodsNoToolNeeds(t *testing.T) {
 	inFront(t, nil, nil, func(t *testing.T, f *front) {
 		for _, method := range []string{"TRACE", "CONNECT"} {
-			answer, body := f.send(method + get("/x")[3:])
-			if answer.StatusCode != http.StatusMethodNotAllowed || answer.Header.Get("Allow") == "" || method != "CONNECT" && !strings.Contains(body, `"status":405`) {
-				t.Errorf("%s: %s %s", method, answer.Status, body)
+			response, body := f.send(method + get("/x")[3:])
+			if response.StatusCode != http.StatusMethodNotAllowed || response.Header.Get("Allow") == "" || method != "CONNECT" && !strings.Contains(body, `"status":405`) {
+				t.Errorf("%s: %s %s", method, response.Status, body)
 			}
 		}
 		if got := f.tool("PROPFIND" + get("/x")[3:]); got.Method != "PROPFIND" {
@@ -474,15 +504,15 @@ func TestOtherSitesDoNotReachTheTool(t *testing.T) {
 			{"GET", "Sec-Fetch-Site: cross-site", true},
 			{"POST", "", true},
 		} {
-			answer, body := f.send(c.method + get("/", c.headers)[3:])
-			if reached := answer.Header.Get("Reached") != ""; reached != c.want || !reached && (answer.StatusCode != http.StatusForbidden || !strings.Contains(body, `"status":403`)) {
-				t.Errorf("%s %s: %s %s", c.method, c.headers, answer.Status, body)
+			response, body := f.send(c.method + get("/", c.headers)[3:])
+			if reached := response.Header.Get("Reached") != ""; reached != c.want || !reached && (response.StatusCode != http.StatusForbidden || !strings.Contains(body, `"status":403`)) {
+				t.Errorf("%s %s: %s %s", c.method, c.headers, response.Status, body)
 			}
 		}
 	})
 }
 
-func TestAnswersPassAsTheyAre(t *testing.T) {
+func TestResponsesPassAsTheyAre(t *testing.T) {
 	tool := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/hints":
@@ -509,65 +539,61 @@ func TestAnswersPassAsTheyAre(t *testing.T) {
 		io.WriteString(w, "short and stout"+r.Header.Get("Accept-Encoding"))
 	})
 	inFront(t, tool, nil, func(t *testing.T, f *front) {
-		time.Sleep(f.sessions.Idle * 2 / 3) // the session will be renewed
+		time.Sleep(f.auth.Idle * 2 / 3) // the session will be renewed
 		for _, path := range []string{"/", "/hints", "/cached", "/trailer", "/zipped"} {
-			f.cookie = f.login(t)
-			time.Sleep(f.sessions.Idle * 2 / 3)
-			conn, err := f.clients.dial(t.Context(), "", "")
-			if err != nil {
-				t.Fatal(err)
-			}
-			f.write(conn, get(path))
+			f.cookie = f.enter("frodo", testPassword)
+			time.Sleep(f.auth.Idle * 2 / 3)
+			conn := f.begin(get(path))
 			reader := bufio.NewReader(conn)
-			answer, err := http.ReadResponse(reader, nil)
+			response, err := http.ReadResponse(reader, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if path == "/hints" {
-				if answer.StatusCode != http.StatusEarlyHints || answer.Header.Get("Link") == "" || answer.Header.Get("Set-Cookie") != "" {
-					t.Errorf("%s: got %s %v", path, answer.Status, answer.Header)
+				if response.StatusCode != http.StatusEarlyHints || response.Header.Get("Link") == "" || response.Header.Get("Set-Cookie") != "" {
+					t.Errorf("%s: got %s %v", path, response.Status, response.Header)
 				}
-				if answer, err = http.ReadResponse(reader, nil); err != nil {
+				if response, err = http.ReadResponse(reader, nil); err != nil {
 					t.Fatal(err)
 				}
 			}
-			body, _ := io.ReadAll(answer.Body)
+			body, _ := io.ReadAll(response.Body)
 			conn.Close()
-			if answer.StatusCode != http.StatusTeapot || string(body) != "short and stout" {
-				t.Errorf("%s: got %s %q", path, answer.Status, body)
+			if response.StatusCode != http.StatusTeapot || string(body) != "short and stout" {
+				t.Errorf("%s: got %s %q", path, response.Status, body)
 			}
 			for _, own := range ownHeaders {
 				name := own.name
 				if name == "Cache-Control" {
 					continue
 				}
-				if v := answer.Header[name]; name == "Content-Security-Policy" && fmt.Sprint(v) != "[default-src *]" || name != "Content-Security-Policy" && v != nil {
+				if v := response.Header[name]; name == "Content-Security-Policy" && fmt.Sprint(v) != "[default-src *]" || name != "Content-Security-Policy" && v != nil {
 					t.Errorf("%s: got %s: %q", path, name, v)
 				}
 			}
-			cookies := answer.Header["Set-Cookie"]
+			cookies := response.Header["Set-Cookie"]
 			if len(cookies) != 3 || cookies[0] != "tool=1; Path=/reports" || cookies[1] != "other=2" || !strings.HasPrefix(cookies[2], f.cookie+";") {
 				t.Errorf("%s: got cookies %q", path, cookies)
 			}
-			if got := answer.Header["Cache-Control"]; len(got) != 1 || got[0] != "no-store" { // a cache would hand the session to others
+			if got := response.Header["Cache-Control"]; len(got) != 1 || got[0] != "no-store" { // a cache would hand the session to others
 				t.Errorf("%s: got Cache-Control %q", path, got)
 			}
-			if answer, _ := f.send(get("/cached")); answer.Header.Get("Cache-Control") != "public, max-age=60" || len(answer.Header["Set-Cookie"]) != 2 {
-				t.Errorf("without a session in it: %v", answer.Header)
+			if response, _ := f.send(get("/cached")); response.Header.Get("Cache-Control") != "public, max-age=60" || len(response.Header["Set-Cookie"]) != 2 {
+				t.Errorf("without a session in it: %v", response.Header)
 			}
-			if path == "/trailer" && answer.Trailer.Get("Sum") != "42" {
-				t.Errorf("got trailer %v", answer.Trailer)
+			if path == "/trailer" && response.Trailer.Get("Sum") != "42" {
+				t.Errorf("got trailer %v", response.Trailer)
 			}
 		}
 	})
 }
 
-// wantError says whether an answer is an error of our own with all its headers.
-func wantError(t *testing.T, answer *http.Response, body string, status int) {
+// wantError says whether a response is an error of our own with all its headers.
+func wantError(t *testing.T, response *http.Response, body string, status int) {
 	t.Helper()
-	if answer.StatusCode != status || !strings.Contains(body, fmt.Sprintf(`"status":%d`, status)) ||
-		answer.Header.Get("X-Content-Type-Options") == "" || answer.Header.Get("Cache-Control") != "no-store" {
-		t.Errorf("got %s %v %s, want %d", answer.Status, answer.Header, body, status)
+	if response.StatusCode != status || !strings.Contains(body, fmt.Sprintf(`"status":%d`, status)) ||
+		response.Header.Get("X-Content-Type-Options") == "" || response.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("got %s %v %s, want %d", response.Status, response.Header, body, status)
 	}
 }
 
@@ -600,24 +626,20 @@ func TestToolAway(t *testing.T) {
 	})
 	inFront(t, tool, nil, func(t *testing.T, f *front) {
 		for _, path := range []string{"/die", "/nonsense", "/unasked"} {
-			answer, body := f.send(get(path))
-			wantError(t, answer, body, http.StatusBadGateway)
+			response, body := f.send(get(path))
+			wantError(t, response, body, http.StatusBadGateway)
 		}
 		start := time.Now()
-		answer, body := f.send(get("/hang"))
-		wantError(t, answer, body, http.StatusGatewayTimeout)
+		response, body := f.send(get("/hang"))
+		wantError(t, response, body, http.StatusGatewayTimeout)
 		if took := time.Since(start); took != slow {
 			t.Errorf("504 after %v", took)
 		}
-		conn, err := f.clients.dial(t.Context(), "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := f.begin(get("/half"))
 		defer conn.Close()
-		f.write(conn, get("/half"))
 		if got, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
 			if b, err := io.ReadAll(got.Body); err == nil {
-				t.Errorf("half an answer passed for a whole one: %s %q", got.Status, b)
+				t.Errorf("half a response passed for a whole one: %s %q", got.Status, b)
 			}
 		}
 		if !strings.Contains(f.log.String(), "tool failed") {
@@ -636,18 +658,18 @@ func TestToolRefuses(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			return nil, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}
 		}
-		ask := func(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error)) (answer *http.Response, failure any) {
+		ask := func(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error)) (response *http.Response, failure any) {
 			w := httptest.NewRecorder()
 			r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
 			r.Header.Set("Cookie", f.cookie)
 			defer func() { failure = recover() }()
-			(&Protect{next: f.requireLogin(f.gateway.proxyOver(dial)), log: f.Auth.Log, lines: requestLog{w: f.log}, addr: f.addr, public: "example.com"}).ServeHTTP(w, r)
+			(&Protect{next: f.auth.RequireLogin(f.gateway.proxyOver(dial)), log: f.auth.Log, arrive: f.gateway.arrive, public: "example.com"}).ServeHTTP(w, r)
 			return w.Result(), nil
 		}
 		for status, dial := range map[int]func(context.Context, string, string) (net.Conn, error){502: refuse, 504: hang} {
-			answer, _ := ask(t.Context(), dial)
-			body, _ := io.ReadAll(answer.Body)
-			wantError(t, answer, string(body), status)
+			response, _ := ask(t.Context(), dial)
+			body, _ := io.ReadAll(response.Body)
+			wantError(t, response, string(body), status)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // the client goes
 		defer cancel()
@@ -657,326 +679,191 @@ func TestToolRefuses(t *testing.T) {
 	})
 }
 
-// A client that breaks off is not a tool that failed.
-func TestClientBreaksOff(t *testing.T) {
-	inFront(t, nil, nil, func(t *testing.T, f *front) {
-		answer, body := f.send("POST / HTTP/1.1\nHost: localhost\nCookie: COOKIE\nTransfer-Encoding: chunked\n\n3\r\nabc\r\nnonsense\r\n")
-		wantError(t, answer, body, http.StatusBadRequest)
-		conn, err := f.clients.dial(t.Context(), "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: localhost\r\nCookie: %s\r\nContent-Length: 10\r\n\r\nabc", f.cookie)
-		conn.Close()
-		synctest.Wait()
-		if strings.Contains(f.log.String(), "tool failed") {
-			t.Errorf("the log says:\n%s", f.log)
-		}
-	})
-}
-
-// streams is a tool with all that stays open.
-func streams(w http.ResponseWriter, r *http.Request) {
-	control := http.NewResponseController(w)
-	switch r.URL.Path {
-	case "/socket":
-		conn, rw, err := control.Hijack()
-		if err != nil {
-			panic(err)
-		}
-		defer conn.Close()
-		rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-		rw.Flush()
-		io.Copy(conn, rw)
-	case "/events":
-		w.Header().Set("Content-Type", "text/event-stream")
-		control.Flush()
-		for n := 0; r.Context().Err() == nil; n++ {
-			fmt.Fprintf(w, "data: %d\n\n", n)
-			control.Flush()
-			select {
-			case <-time.After(time.Second):
-			case <-r.Context().Done():
-			}
-		}
-	case "/silent":
-		w.Header().Set("Content-Type", "text/event-stream")
-		control.Flush()
-		<-r.Context().Done()
-	case "/endless":
-		w.Header().Set("Content-Length", "1000000000000")
-		for b := make([]byte, 1<<10); r.Context().Err() == nil; {
-			if _, err := w.Write(b); err != nil {
-				return
-			}
-		}
-	case "/upload":
-		n, _ := io.Copy(io.Discard, r.Body)
-		fmt.Fprint(w, n)
-	case "/early":
-		w.WriteHeader(http.StatusRequestEntityTooLarge)
-	}
-}
-
-const socket = "GET /socket HTTP/1.1\nHost: localhost\nCookie: COOKIE\nConnection: Upgrade\nUpgrade: websocket\nOrigin: http://localhost\n\n"
-
-func TestWebSocket(t *testing.T) {
-	inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
-		conn, answer := f.open(socket)
-		defer conn.Close()
-		if answer.StatusCode != http.StatusSwitchingProtocols || answer.Header.Get("X-Content-Type-Options") != "" {
-			t.Fatalf("got %s %v", answer.Status, answer.Header)
-		}
-		for n := range 100 {
-			said := fmt.Sprintf("message %3d", n)
-			go io.WriteString(conn, said)
-			heard := make([]byte, len(said))
-			if _, err := io.ReadFull(conn, heard); err != nil || string(heard) != said {
-				t.Fatalf("got %q, %v, want %q", heard, err, said)
-			}
-			time.Sleep(time.Minute)
-		}
-	})
-}
-
-func TestEventsComeAtOnce(t *testing.T) {
-	inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
-		start := time.Now()
-		conn, answer := f.open(get("/events"))
-		defer conn.Close()
-		for n := range 200 {
-			event := make([]byte, len(fmt.Sprintf("data: %d\n\n", n)))
-			if _, err := io.ReadFull(answer.Body, event); err != nil || string(event) != fmt.Sprintf("data: %d\n\n", n) {
-				t.Fatalf("got %q, %v", event, err)
-			}
-			if late := time.Since(start) - time.Duration(n)*time.Second; late > 0 {
-				t.Fatalf("event %d came %v late", n, late)
-			}
-		}
-		// and its headers before the first one
-		silent, _ := f.open(get("/silent"))
-		silent.Close()
-	})
-}
-
-// Requests without a pause that is longer than newServer's limits, and with.
-func TestLongBodiesPass(t *testing.T) {
-	inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
-		conn, err := f.clients.dial(t.Context(), "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		f.write(conn, "POST /upload HTTP/1.1\nHost: localhost\nCookie: COOKIE\nContent-Length: 300\n\n")
-		go func() {
-			for n := range 300 {
-				time.Sleep(time.Duration(1+n%40) * time.Second)
-				conn.Write([]byte("x"))
-			}
-		}()
-		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			t.Fatalf("%v\n%s", err, f.log)
-		}
-		if body, _ := io.ReadAll(answer.Body); string(body) != "300" {
-			t.Errorf("got %s %q", answer.Status, body)
-		}
-	})
-}
-
-// stream begins a request and leaves the rest of it to client. The answer says
-// when ringward was done with it.
-func (f *front) stream(request string, client func(*front, net.Conn)) (over <-chan time.Time) {
-	f.t.Helper()
-	conn, err := f.clients.dial(f.t.Context(), "", "")
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	done := func() int { return strings.Count(f.log.String(), "msg=request ") }
-	n, c := done(), make(chan time.Time, 1)
-	f.write(conn, request)
-	go func() {
-		client(f, conn)
-		conn.Close()
-	}()
-	go func() {
-		for done() == n {
-			time.Sleep(time.Second)
-		}
-		c <- time.Now()
-	}()
-	return c
-}
-
-func isOver(over <-chan time.Time) bool {
-	synctest.Wait()
-	return len(over) > 0
-}
-
-var (
-	listens = func(_ *front, conn net.Conn) { io.Copy(io.Discard, conn) }
-	stalls  = func(f *front, _ net.Conn) { <-f.finished }
-	slowly  = func(f *front, conn net.Conn) {
-		for err := error(nil); err == nil; time.Sleep(time.Second) {
-			_, err = io.CopyN(io.Discard, conn, 1<<10)
-		}
-	}
-)
-
-// What stays open ends within a minute after its session has, whatever the
-// client does, and not before.
-func TestStreamsEndWithTheSession(t *testing.T) {
-	for name, c := range map[string]struct {
-		request string
-		client  func(*front, net.Conn)
+func TestArrive(t *testing.T) {
+	g := &Gateway{}
+	trust("127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32", "fe80::/10")(g)
+	for _, c := range []struct {
+		peer, lines, want string // lines of X-Forwarded-For, joined by |; the client's address
 	}{
-		"socket":         {socket, listens},
-		"stalled socket": {socket, stalls},
-		"stuffed socket": {socket, func(f *front, conn net.Conn) {
-			conn.Read(make([]byte, 1))           // the answer has begun
-			for err := error(nil); err == nil; { // and the echo is not heard
-				_, err = conn.Write(make([]byte, 1<<10))
-			}
-			stalls(f, conn)
-		}},
-		"events": {get("/events"), listens},
-		"stalled events": {get("/events"), func(f *front, conn net.Conn) {
-			// While the first bytes wait for the client, a goroutine of
-			// ReverseProxy waits for a mutex, which to synctest is not waiting.
-			io.CopyN(io.Discard, conn, 1000)
-			stalls(f, conn)
-		}},
-		"silent events":    {get("/silent"), listens},
-		"slow download":    {get("/endless"), slowly},
-		"stalled download": {get("/endless"), stalls},
-		"slow upload": {"POST /upload HTTP/1.1\nHost: localhost\nCookie: COOKIE\nContent-Length: 1000000\n\n", func(f *front, conn net.Conn) {
-			for err := error(nil); err == nil; {
-				time.Sleep(time.Second)
-				_, err = conn.Write([]byte("x"))
-			}
-		}},
-		"stalled upload": {"POST /upload HTTP/1.1\nHost: localhost\nCookie: COOKIE\nTransfer-Encoding: chunked\n\n3\r\nabc\r\n", stalls},
+		{"192.0.2.7:5555", "", "192.0.2.7"},
+		{"192.0.2.7:5555", "6.6.6.6", "192.0.2.7"},
+		{"192.0.2.7:5555", "10.0.0.1", "192.0.2.7"},
+		{"[2001:db9::1]:5555", "6.6.6.6", "2001:db9::1"},
+		{"127.0.0.1:1", "", "127.0.0.1"},
+		{"127.0.0.1:1", "203.0.113.9", "203.0.113.9"},
+		{"[::ffff:127.0.0.1]:1", "203.0.113.9", "203.0.113.9"},
+		{"[2001:db8::1]:1", "203.0.113.9", "203.0.113.9"},
+		{"[fe80::1%eth0]:1", "203.0.113.9", "203.0.113.9"},
+		{"127.0.0.1:1", "6.6.6.6, 203.0.113.9", "203.0.113.9"},
+		{"127.0.0.1:1", "6.6.6.6, 203.0.113.9, 10.1.2.3", "203.0.113.9"},
+		{"127.0.0.1:1", "6.6.6.6|203.0.113.9|10.1.2.3,127.0.0.1", "203.0.113.9"},
+		{"127.0.0.1:1", "10.9.9.9|6.6.6.6", "6.6.6.6"},
+		{"127.0.0.1:1", "\t203.0.113.9 ,\t10.1.2.3 ", "203.0.113.9"},
+		{"127.0.0.1:1", "203.0.113.9:5555", "203.0.113.9"},
+		{"127.0.0.1:1", "[2001:db9::9]:5555", "2001:db9::9"},
+		{"127.0.0.1:1", "[2001:db9::9]", "2001:db9::9"},
+		{"127.0.0.1:1", "2001:DB9:0::9", "2001:db9::9"},
+		{"127.0.0.1:1", "2001:db9::9%<script>", "2001:db9::9"},
+		{"127.0.0.1:1", "::ffff:203.0.113.9", "203.0.113.9"},
+		{"127.0.0.1:1", "6.6.6.6, ::ffff:10.1.2.3", "6.6.6.6"},
+		{"127.0.0.1:1", strings.Repeat("6.6.6.6, ", 200) + "203.0.113.9", "203.0.113.9"},
+		{"127.0.0.1:1", "10.1.2.3", "10.1.2.3"}, // all are trusted: the farthest
+		{"127.0.0.1:1", "10.1.2.3, 10.4.5.6", "10.1.2.3"},
+		{"127.0.0.1:1", "nonsense, 203.0.113.9", "203.0.113.9"}, // a client's, not a proxy's
+		{"127.0.0.1:1", "a", "127.0.0.1"},
+		{"127.0.0.1:1", "6.6.6.6, a", "127.0.0.1"},
+		{"127.0.0.1:1", "6.6.6.6, a, 10.1.2.3", "127.0.0.1"},
+		{"127.0.0.1:1", "6.6.6.6,", "127.0.0.1"},
+		{"127.0.0.1:1", "|", "127.0.0.1"},
+		{"127.0.0.1:1", "unknown", "127.0.0.1"},
+		{"127.0.0.1:1", "1.2.3", "127.0.0.1"},
+		{"127.0.0.1:1", "1.2.3.4.5", "127.0.0.1"},
+		{"127.0.0.1:1", "01.2.3.4", "127.0.0.1"},
+		{"127.0.0.1:1", "1.2.3.4:99999", "127.0.0.1"},
+		{"127.0.0.1:1", "[1.2.3.4", "127.0.0.1"},
+		{"127.0.0.1:1", "localhost", "127.0.0.1"},
+		{"127.0.0.1:1", "203.0.113.9;10.1.2.3", "127.0.0.1"},
+		{"127.0.0.1:1", "\"[2001:db9::9]\"", "127.0.0.1"},
+		{"@", "6.6.6.6", "@"}, // a Unix socket
 	} {
-		t.Run(name, func(t *testing.T) {
-			inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
-				over := f.stream(c.request, c.client)
-				time.Sleep(20 * time.Minute)
-				if isOver(over) {
-					t.Fatalf("ended while the session lived:\n%s", f.log)
-				}
-				f.do("DELETE", "/auth/session", "", "Cookie", f.cookie)
-				logout := time.Now()
-				if took := (<-over).Sub(logout); took > time.Minute {
-					t.Errorf("ended %v after its session", took)
-				}
-				synctest.Wait()
-				if n := f.inTool.Load(); n != 0 {
-					t.Errorf("the tool still has %d requests", n)
-				}
-			})
-		})
-	}
-}
-
-// Who still sends is told why it is over.
-func TestUploadIsToldOfItsEnd(t *testing.T) {
-	inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
-		told := make(chan string, 1)
-		f.stream("POST /upload HTTP/1.1\nHost: localhost\nCookie: COOKIE\nContent-Length: 100\n\n", func(_ *front, conn net.Conn) {
-			b, _ := io.ReadAll(conn)
-			told <- string(b)
-		})
-		time.Sleep(time.Hour)
-		f.do("DELETE", "/auth/session", "", "Cookie", f.cookie)
-		logout := time.Now()
-		if got := <-told; !strings.HasPrefix(got, "HTTP/1.1 401 ") || time.Since(logout) > time.Minute {
-			t.Errorf("after %v: %q", time.Since(logout), got)
+		r := httptest.NewRequest("GET", "/", nil)
+		r.RemoteAddr = c.peer
+		if c.lines != "" {
+			r.Header["X-Forwarded-For"] = strings.Split(c.lines, "|")
 		}
-	})
-}
-
-// A stream is not use: it does not keep its session alive.
-func TestStreamRenewsNothing(t *testing.T) {
-	inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
-		start := time.Now()
-		over := f.stream(get("/silent"), listens)
-		if took := (<-over).Sub(start); took < f.sessions.Idle || took > f.sessions.Idle+time.Minute {
-			t.Errorf("ended after %v of a session that idles for %v", took, f.sessions.Idle)
+		g.arrive(r)
+		if got := clientAddr(r); got != c.want {
+			t.Errorf("from %s with %q: got %s, want %s", c.peer, c.lines, got, c.want)
 		}
-	})
-}
-
-func TestStreamEndsWithItsToken(t *testing.T) {
-	inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
-		token, secret, err := newToken("frodo", "script", "", time.Now())
-		if err == nil {
-			err = f.store.(accountStore).addToken(token)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		over := f.stream("GET /silent HTTP/1.1\nHost: localhost\nAuthorization: Bearer "+secret+"\n\n", listens)
-		time.Sleep(time.Hour)
-		if isOver(over) {
-			t.Fatal("ended while the token lived")
-		}
-		f.store.(accountStore).removeToken(token.Key)
-		gone := time.Now()
-		if took := (<-over).Sub(gone); took > time.Minute {
-			t.Errorf("ended %v after its token", took)
-		}
-	})
-}
-
-// shaky is a Store that fails as told.
-type shaky struct {
-	Store
-	fails atomic.Bool
-}
-
-func (s *shaky) session(k Key, now time.Time) (Session, User, error) {
-	if s.fails.Load() {
-		return Session{}, User{}, errors.New("disk on fire")
-	}
-	return s.Store.session(k, now)
-}
-
-func TestStreamWhenTheStoreFails(t *testing.T) {
-	inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
-		store := &shaky{Store: f.store}
-		f.sessions.store = store
-		over := f.stream(get("/silent"), listens)
-		synctest.Wait()
-		for range 10 {
-			store.fails.Store(true)
-			time.Sleep(recheck)
-			store.fails.Store(false)
-			time.Sleep(recheck)
-		}
-		if isOver(over) {
-			t.Fatal("ended after one doubt")
-		}
-		store.fails.Store(true)
-		failed := time.Now()
-		if took := (<-over).Sub(failed); took > time.Minute {
-			t.Errorf("ended %v after the store failed", took)
-		}
-	})
-}
-
-// The answer is there while the client still sends, and it sends no more.
-func TestEarlyAnswer(t *testing.T) {
-	inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
-		start := time.Now()
-		over := f.stream("POST /early HTTP/1.1\nHost: localhost\nCookie: COOKIE\nContent-Length: 1000000\n\nabc", func(f *front, conn net.Conn) {
-			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			if err != nil || answer.StatusCode != http.StatusRequestEntityTooLarge {
-				t.Errorf("got %v, %v", answer, err)
+		// What is left is what a tool may be told: the client first, the peer last.
+		if lines := r.Header["X-Forwarded-For"]; lines != nil {
+			hops := strings.Split(lines[0], ", ")
+			from, _ := parseAddr(c.peer)
+			if last := hops[len(hops)-1]; len(lines) > 1 || hops[0] != c.want || last != from.String() || hops[0] == last && len(hops) > 1 {
+				t.Errorf("from %s with %q: kept %q", c.peer, c.lines, lines)
 			}
-			stalls(f, conn)
-		})
-		if took := (<-over).Sub(start); took > 20*time.Second {
-			t.Errorf("held for %v", took)
+		}
+	}
+}
+
+// Host, scheme, method and path of the request that a trusted proxy got.
+func TestForwardedIsBelievedOfTrustedProxiesOnly(t *testing.T) {
+	names := []string{"X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Uri", "X-Forwarded-Method"}
+	for _, c := range []struct {
+		peer, sent string // the values of all of these, joined by |
+		believed   bool
+	}{
+		{"10.0.0.1:80", "value", true},
+		{"[::ffff:10.0.0.1]:80", "value", true},
+		{"10.0.0.1:80", "", false},
+		{"10.0.0.1:80", "one|two", false}, // two say nothing
+		{"10.0.0.1:80", "one|one", false},
+		{"192.0.2.7:80", "value", false},
+		{"@", "value", false},
+	} {
+		g := &Gateway{}
+		trust("10.0.0.0/8")(g)
+		for _, name := range names {
+			r := httptest.NewRequest("GET", "http://localhost/", nil)
+			r.RemoteAddr = c.peer
+			if c.sent != "" {
+				r.Header[name] = strings.Split(c.sent, "|")
+			}
+			g.arrive(r)
+			want, host := "", "localhost"
+			if c.believed {
+				want = c.sent
+			}
+			if c.believed && name == "X-Forwarded-Host" {
+				host = c.sent
+			}
+			if r.Header.Get(name) != want || len(r.Header[name]) > 1 || r.Host != host {
+				t.Errorf("from %s, %s: %s is believed as %q, Host %s", c.peer, name, c.sent, r.Header[name], r.Host)
+			}
+		}
+		nobody := httptest.NewRequest("GET", "http://localhost/", nil)
+		nobody.RemoteAddr = c.peer
+		for _, name := range append(names, "X-Forwarded-For") {
+			nobody.Header[name] = []string{"203.0.113.9"}
+		}
+		(&Gateway{}).arrive(nobody)
+		if len(nobody.Header) > 0 || nobody.Host != "localhost" || nobody.RemoteAddr != c.peer {
+			t.Errorf("without trusted proxies: %v, %s, %s", nobody.Header, nobody.Host, nobody.RemoteAddr)
+		}
+	}
+}
+
+// The host that a trusted proxy forwards is the host everywhere.
+func TestForwardedHost(t *testing.T) {
+	s := newAccountServer(t)
+	s.auth.LoginPage, s.auth.CookieDomain = "/auth/login", "example.com"
+	gateway := &Gateway{auth: s.auth, public: &url.URL{Scheme: "https", Host: "auth.example.com"}}
+	trust("10.0.0.0/8")(gateway)
+	own := routes(s.auth, &Account{s.auth, s.store, 15}, &Rings{s.auth, s.store}, gateway)
+	s.Handler = &Protect{next: own, log: s.auth.Log, arrive: gateway.arrive, public: "auth.example.com", domain: "example.com"}
+	const proxy, stranger = "10.0.0.1:80", "192.0.2.7:80"
+	for _, c := range []struct {
+		what, from, method, target, forwarded, origin string
+		status                                        int
+		login                                         string // X-Login-URL
+	}{
+		{"of ours", proxy, "GET", "http://ringward:8080/auth/style.css", "tool.example.com", "", 200, ""},
+		{"of another", proxy, "GET", "http://auth.example.com/auth/style.css", "evil.test", "", 421, ""},
+		{"of a stranger's", stranger, "GET", "http://ringward:8080/auth/style.css", "tool.example.com", "", 421, ""},
+		{"of a stranger's other", stranger, "GET", "http://auth.example.com/auth/style.css", "evil.test", "", 200, ""},
+		{"a write of the same site", proxy, "POST", "http://ringward:8080/auth/session", "auth.example.com", "https://auth.example.com", 415, ""},
+		{"a write of another site", proxy, "POST", "http://ringward:8080/auth/session", "auth.example.com", "https://ringward:8080", 403, ""},
+		{"a write that a stranger says is of the same site", stranger, "POST", "http://auth.example.com/auth/session", "tool.example.com", "https://tool.example.com", 403, ""},
+		{"verify", proxy, "GET", "http://ringward:8080/auth/verify", "tool.example.com", "", 401, "https://auth.example.com/auth/login?next=https%3A%2F%2Ftool.example.com%2Fx"},
+		{"verify of another", proxy, "GET", "http://ringward:8080/auth/verify", "evil.test", "", 421, ""},
+		{"verify for a stranger", stranger, "GET", "http://auth.example.com/auth/verify", "tool.example.com", "", 401, "https://auth.example.com/auth/login?next=%2F"},
+	} {
+		r := httptest.NewRequest(c.method, c.target, nil)
+		r.RemoteAddr = c.from
+		r.Header.Set("X-Forwarded-Host", c.forwarded)
+		r.Header.Set("X-Forwarded-Proto", "https")
+		r.Header.Set("X-Forwarded-Uri", "/x")
+		if c.origin != "" {
+			r.Header.Set("Origin", c.origin)
+		}
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if w.Code != c.status || w.Header().Get("X-Login-URL") != c.login {
+			t.Errorf("%s: %d %q, want %d %q", c.what, w.Code, w.Header().Get("X-Login-URL"), c.status, c.login)
+		}
+	}
+}
+
+func FuzzForwardedFor(f *testing.F) {
+	f.Add("203.0.113.9", "10.1.2.3", true)
+	f.Add("a, [::1]:80", "::ffff:10.0.0.1%x", true)
+	f.Fuzz(func(t *testing.T, first, second string, fromProxy bool) {
+		g := &Gateway{}
+		trust("10.0.0.0/8", "fd00::/8")(g)
+		r := httptest.NewRequest("GET", "/", nil) // from 192.0.2.1:1234
+		if fromProxy {
+			r.RemoteAddr = "10.0.0.1:80"
+		}
+		r.Header["X-Forwarded-For"] = []string{first, second}
+		g.arrive(r)
+		if !fromProxy {
+			if r.RemoteAddr != "192.0.2.1:1234" || r.Header["X-Forwarded-For"] != nil {
+				t.Errorf("%s, %q", r.RemoteAddr, r.Header)
+			}
+			return
+		}
+		hops := strings.Split(r.Header.Get("X-Forwarded-For"), ", ")
+		for i, hop := range hops {
+			addr, err := netip.ParseAddr(hop)
+			if err != nil || addr.Zone() != "" || addr.Is4In6() {
+				t.Errorf("%q is no address of ours", hop)
+			}
+			if i > 0 && !g.trusts(addr) {
+				t.Errorf("%q: behind the client there is %s, which is not trusted", hops, hop)
+			}
+		}
+		if hops[0] != clientAddr(r) || hops[len(hops)-1] != "10.0.0.1" {
+			t.Errorf("%q for %s", hops, r.RemoteAddr)
 		}
 	})
 }
@@ -1077,14 +964,14 @@ func TestNext(t *testing.T) {
 		"/reports, https://evil.test":             "/reports,%20https://evil.test",
 		"https://tool.example.com\r\nSet-Cookie:": "/",
 	} {
-		g := Gateway{domain: "example.com"}
+		g := Gateway{auth: &Auth{CookieDomain: "example.com"}}
 		if got := g.next(raw); got != want {
 			t.Errorf("next(%q) = %q, want %q", raw, got, want)
 		}
 		if strings.HasPrefix(want, "h") {
 			want = "/"
 		}
-		if got := (&Gateway{}).next(raw); got != want {
+		if got := (&Gateway{auth: &Auth{}}).next(raw); got != want {
 			t.Errorf("without a domain next(%q) = %q, want %q", raw, got, want)
 		}
 	}
@@ -1123,7 +1010,7 @@ func FuzzNext(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
 		for _, domain := range []string{"", "example.com"} {
-			g := Gateway{domain: domain}
+			g := Gateway{auth: &Auth{CookieDomain: domain}}
 			next := g.next(raw)
 			if again := g.next(next); again != next {
 				t.Errorf("next(%q) = %q, and next of that %q", raw, next, again)
@@ -1137,96 +1024,6 @@ func FuzzNext(f *testing.F) {
 			if where != home && (domain == "" || err != nil || there.Scheme != "https" || !under(there.Hostname(), domain)) {
 				t.Errorf("next(%q) = %q, which leads to %s", raw, next, where)
 			}
-		}
-	})
-}
-
-func TestClientAddr(t *testing.T) {
-	trusted := func(g *Gateway) {
-		trust("127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32", "fe80::/10")(g)
-	}
-	for _, c := range []struct {
-		peer, lines, want string // lines of X-Forwarded-For, joined by |
-	}{
-		{"192.0.2.7:5555", "", "192.0.2.7"},
-		{"192.0.2.7:5555", "6.6.6.6", "192.0.2.7"},
-		{"192.0.2.7:5555", "10.0.0.1", "192.0.2.7"},
-		{"[2001:db9::1]:5555", "6.6.6.6", "2001:db9::1"},
-		{"127.0.0.1:1", "", "127.0.0.1"},
-		{"127.0.0.1:1", "203.0.113.9", "203.0.113.9"},
-		{"[::ffff:127.0.0.1]:1", "203.0.113.9", "203.0.113.9"},
-		{"[2001:db8::1]:1", "203.0.113.9", "203.0.113.9"},
-		{"[fe80::1%eth0]:1", "203.0.113.9", "203.0.113.9"},
-		{"127.0.0.1:1", "6.6.6.6, 203.0.113.9", "203.0.113.9"},
-		{"127.0.0.1:1", "6.6.6.6, 203.0.113.9, 10.1.2.3", "203.0.113.9"},
-		{"127.0.0.1:1", "6.6.6.6|203.0.113.9|10.1.2.3,127.0.0.1", "203.0.113.9"},
-		{"127.0.0.1:1", "10.9.9.9|6.6.6.6", "6.6.6.6"},
-		{"127.0.0.1:1", "\t203.0.113.9 ,\t10.1.2.3 ", "203.0.113.9"},
-		{"127.0.0.1:1", "203.0.113.9:5555", "203.0.113.9"},
-		{"127.0.0.1:1", "[2001:db9::9]:5555", "2001:db9::9"},
-		{"127.0.0.1:1", "[2001:db9::9]", "2001:db9::9"},
-		{"127.0.0.1:1", "2001:DB9:0::9", "2001:db9::9"},
-		{"127.0.0.1:1", "2001:db9::9%<script>", "2001:db9::9"},
-		{"127.0.0.1:1", "::ffff:203.0.113.9", "203.0.113.9"},
-		{"127.0.0.1:1", "6.6.6.6, ::ffff:10.1.2.3", "6.6.6.6"},
-		{"127.0.0.1:1", strings.Repeat("6.6.6.6, ", 200) + "203.0.113.9", "203.0.113.9"},
-		{"127.0.0.1:1", "10.1.2.3", "10.1.2.3"}, // all are trusted: the farthest
-		{"127.0.0.1:1", "10.1.2.3, 10.4.5.6", "10.1.2.3"},
-		{"127.0.0.1:1", "nonsense, 203.0.113.9", "203.0.113.9"}, // a client's, not a proxy's
-		{"127.0.0.1:1", "a", "127.0.0.1"},
-		{"127.0.0.1:1", "6.6.6.6, a", "127.0.0.1"},
-		{"127.0.0.1:1", "6.6.6.6, a, 10.1.2.3", "127.0.0.1"},
-		{"127.0.0.1:1", "6.6.6.6,", "127.0.0.1"},
-		{"127.0.0.1:1", "|", "127.0.0.1"},
-		{"127.0.0.1:1", "unknown", "127.0.0.1"},
-		{"127.0.0.1:1", "1.2.3", "127.0.0.1"},
-		{"127.0.0.1:1", "1.2.3.4.5", "127.0.0.1"},
-		{"127.0.0.1:1", "01.2.3.4", "127.0.0.1"},
-		{"127.0.0.1:1", "1.2.3.4:99999", "127.0.0.1"},
-		{"127.0.0.1:1", "[1.2.3.4", "127.0.0.1"},
-		{"127.0.0.1:1", "localhost", "127.0.0.1"},
-		{"127.0.0.1:1", "203.0.113.9;10.1.2.3", "127.0.0.1"},
-		{"127.0.0.1:1", "\"[2001:db9::9]\"", "127.0.0.1"},
-		{"@", "6.6.6.6", "@"}, // a Unix socket
-	} {
-		g := &Gateway{}
-		trusted(g)
-		r := httptest.NewRequest("GET", "/", nil)
-		r.RemoteAddr = c.peer
-		for line := range strings.SplitSeq(c.lines, "|") {
-			if c.lines != "" {
-				r.Header.Add("X-Forwarded-For", line)
-			}
-		}
-		if got := g.clientAddr(r); got != c.want {
-			t.Errorf("from %s with %q: got %s, want %s", c.peer, c.lines, got, c.want)
-		}
-	}
-}
-
-func FuzzForwardedFor(f *testing.F) {
-	f.Add("203.0.113.9", "10.1.2.3", true)
-	f.Add("a, [::1]:80", "::ffff:10.0.0.1%x", true)
-	f.Fuzz(func(t *testing.T, first, second string, fromProxy bool) {
-		g := &Gateway{}
-		trust("10.0.0.0/8", "fd00::/8")(g)
-		r := httptest.NewRequest("GET", "/", nil)
-		if fromProxy {
-			r.RemoteAddr = "10.0.0.1:80"
-		}
-		r.Header["X-Forwarded-For"] = []string{first, second}
-		hops := g.hops(r)
-		for i, hop := range hops {
-			addr, err := netip.ParseAddr(hop)
-			if err != nil || addr.Zone() != "" || addr.Is4In6() {
-				t.Errorf("%q is no address of ours", hop)
-			}
-			if trusted := g.trusts(addr); i > 0 && !trusted {
-				t.Errorf("%q: behind the client there is %s, which is not trusted", hops, hop)
-			}
-		}
-		if last := hops[len(hops)-1]; last+":80" != r.RemoteAddr && last+":1234" != r.RemoteAddr || !fromProxy && len(hops) != 1 {
-			t.Errorf("%q from %s", hops, r.RemoteAddr)
 		}
 	})
 }
@@ -1246,9 +1043,9 @@ func asked(cookie, target, from string, headers ...string) *http.Request {
 }
 
 func TestVerify(t *testing.T) {
-	s := newTestServer(t)
-	s.LoginPage = "/auth/login"
-	cookie := s.login(t)
+	s := newAccountServer(t)
+	s.auth.LoginPage = "/auth/login"
+	cookie := s.enter("frodo", testPassword)
 	const proxy, stranger = "10.0.0.1:80", "192.0.2.7:80"
 	const page = "text/html,*/*"
 	for _, c := range []struct {
@@ -1316,13 +1113,15 @@ func TestVerify(t *testing.T) {
 		{what: "a WebSocket of our own", target: "/auth/verify?redirect", from: proxy, cookie: cookie, status: 204,
 			headers: []string{"Sec-Websocket-Version", "13", "X-Forwarded-Host", "tool.example.com", "Origin", "https://tool.example.com"}},
 	} {
-		g := &Gateway{auth: s.Auth, domain: c.domain}
+		g := &Gateway{auth: s.auth}
+		s.auth.CookieDomain = c.domain
 		trust("10.0.0.0/8")(g)
 		if c.public != "" {
 			g.public, _ = url.Parse(c.public)
 		}
-		w := httptest.NewRecorder()
-		g.handleVerify(w, asked(c.cookie, c.target, c.from, c.headers...))
+		w, r := httptest.NewRecorder(), asked(c.cookie, c.target, c.from, c.headers...)
+		g.arrive(r)
+		g.handleVerify(w, r)
 		h := w.Header()
 		user, where := h["Remote-User"], h.Get("Location")+h.Get("X-Login-URL")
 		if w.Code != c.status || where != c.where || (c.status == 204) != (len(user) == 1 && user[0] == "frodo") {
@@ -1336,12 +1135,12 @@ func TestVerify(t *testing.T) {
 
 // What cannot be known is no login.
 func TestVerifyWhenTheStoreFails(t *testing.T) {
-	s := newTestServer(t)
-	g := &Gateway{auth: s.Auth}
-	cookie := s.login(t)
+	s := newAccountServer(t)
+	g := &Gateway{auth: s.auth}
+	cookie := s.enter("frodo", testPassword)
 	store := &shaky{Store: s.store}
 	store.fails.Store(true)
-	s.sessions.store = store
+	s.auth.store = store
 	w := httptest.NewRecorder()
 	g.handleVerify(w, asked(cookie, "/auth/verify?redirect", peer, "Accept", "text/html"))
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Remote-User") != "" || w.Header().Get("Retry-After") == "" {
@@ -1351,20 +1150,21 @@ func TestVerifyWhenTheStoreFails(t *testing.T) {
 
 func TestVerifyRenews(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newTestServer(t)
-		g := &Gateway{auth: s.Auth}
-		cookie := s.login(t)
-		time.Sleep(s.sessions.Idle * 2 / 3)
+		s := newAccountServer(t)
+		g := &Gateway{auth: s.auth}
+		cookie := s.enter("frodo", testPassword)
+		time.Sleep(s.auth.Idle * 2 / 3)
 		w := httptest.NewRecorder()
 		g.handleVerify(w, asked(cookie, "/auth/verify", peer))
 		if w.Code != http.StatusNoContent || cookieOf(t, w) != cookie {
 			t.Errorf("got %d %v", w.Code, w.Header())
 		}
+		s.store.Close()
 	})
 }
 
 func TestContinue(t *testing.T) {
-	g := &Gateway{domain: "example.com"}
+	g := &Gateway{auth: &Auth{CookieDomain: "example.com"}}
 	for query, want := range map[string]string{
 		"?next=%2Freports%3Fweek%3D3%26x%3Da%2526b": "/reports?week=3&x=a%26b",
 		"?next=https%3A%2F%2Ftool.example.com%2Fx":  "https://tool.example.com/x",

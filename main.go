@@ -3,7 +3,7 @@
 //	SECRET_KEY=$(openssl rand -hex 32) go run .
 //
 // Users and sessions are kept in an embedded bbolt database, sessions travel
-// in a signed cookie, and requireLogin stands around what is precious.
+// in a signed cookie, and RequireLogin stands around what is precious.
 package main
 
 import (
@@ -12,13 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -61,22 +59,16 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return err
 	}
 	if len(words) > 0 {
-		return runCommand(ctx, c, words, stdin, stdout, stderr)
+		return runCommand(ctx, c, words, stdin, stdout)
 	}
 	keys, err := signingKeys()
 	if err != nil {
 		return err
 	}
 	lines := newLineWriter()
-	written := make(chan struct{})
-	go func() { lines.run(stderr); close(written) }()
-	err = serve(ctx, c, keys, lines)
-	lines.end()
-	select {
-	case <-written:
-	case <-time.After(time.Second): // nobody reads our stderr
-	}
-	return err
+	go lines.run(stderr)
+	defer lines.end()
+	return serve(ctx, c, keys, lines)
 }
 
 // fullStore is all that the server needs of its store.
@@ -90,7 +82,7 @@ var (
 	openPostgres func(url string) (fullStore, error)
 	// migrateTo, set likewise, copies all that a bbolt store holds into an
 	// empty PostgreSQL database and says what it copied.
-	migrateTo func(from *boltStore, url string) (report string, err error)
+	migrateTo func(from *BoltStore, url string) (report string, err error)
 )
 
 func isPostgres(db string) bool {
@@ -101,7 +93,7 @@ func openFullStore(db string) (fullStore, error) {
 	if isPostgres(db) {
 		return openPostgres(db) // parseConfig has seen that there is one
 	}
-	return openStore(db)
+	return OpenStore(db)
 }
 
 const (
@@ -132,26 +124,24 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	if err != nil {
 		return err
 	}
-	defer store.close()
+	defer store.Close()
 
-	auth, err := newAuth(store, keys...)
+	auth, err := NewAuth(store, keys...)
 	if err != nil {
 		return err
 	}
-	throttle := newThrottle(runtime.GOMAXPROCS(0) / 2)
-	auth.Cost, auth.MinLength, auth.Log = c.bcryptCost, c.passwordMin, log
-	auth.LoginPage = "/auth/login"
-	auth.throttle, auth.slot = throttle.begin, throttle.slot
-	auth.weak, auth.seen = weakPassword, seenUser
-	auth.sessions.Idle, auth.sessions.Max = c.sessionIdle, c.sessionMax
-	auth.sessions.Secure, auth.sessions.Domain = c.secure(), c.cookieDomain
+	account := &Account{auth, store, c.passwordMin}
+	auth.Idle, auth.Max, auth.Cost, auth.Log = c.sessionIdle, c.sessionMax, c.bcryptCost, log
+	auth.Secure, auth.CookieDomain, auth.LoginPage = c.secure(), c.cookieDomain, "/auth/login"
+	auth.tokenLogin, auth.seen = account.tokenLogin, seenUser
+	gateway := &Gateway{auth: auth, trusted: c.trusted, public: c.public, upstream: c.upstream}
+	protect := &Protect{next: routes(auth, account, &Rings{auth, store}, gateway), log: log, arrive: gateway.arrive, domain: c.cookieDomain}
 	if c.public != nil {
+		protect.public, protect.hsts = c.public.Hostname(), c.public.Scheme == "https"
 		if err := auth.crossOrigin.AddTrustedOrigin(c.public.String()); err != nil {
 			return err
 		}
 	}
-	gateway := &Gateway{auth: auth, trusted: c.trusted, public: c.public, domain: c.cookieDomain, upstream: c.upstream}
-	auth.addr = gateway.clientAddr
 	if err := store.seedRings(); err != nil {
 		return err
 	}
@@ -161,36 +151,24 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		return err
 	}
 	defer listener.Close()
-	base := c.base(listener.Addr().String())
-	admin := &Admin{Auth: auth, store: store, base: base, clear: throttle.clear}
-
-	protect := &Protect{next: routes(auth, store, gateway), log: log, lines: requestLog{stderr, c.log == "json"},
-		addr: gateway.clientAddr, domain: c.cookieDomain}
-	if c.public != nil {
-		protect.public, protect.hsts = c.public.Hostname(), c.public.Scheme == "https"
-	}
 	server := newServer(protect, log)
-	var conns net.Listener = tcpListener{listener, protect.setHeaders}
+	conns := listener
 	if certificates != nil {
-		conns = tls.NewListener(conns, &tls.Config{Certificates: certificates,
+		conns = tls.NewListener(listener, &tls.Config{Certificates: certificates,
 			MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
 		server.MaxHeaderBytes = 16 << 10 // HTTP/2 adds nothing to it
 	}
-
-	servers := []*http.Server{server}
-	ended := make(chan error, 2)
-	if !isPostgres(c.db) { // other servers may run on that one: commands open it themselves
-		socket, err := listenSocket(c.db)
-		if err != nil { // on a full disk, in a folder that we may only read: logins are still worth serving
-			say("warning: commands will not reach this server: %v", err)
-		} else {
-			control := newServer(admin.handler(), log)
-			control.ReadTimeout, control.WriteTimeout = 0, 0 // a backup, an import
-			servers = append(servers, control)
-			defer os.Remove(socketPath(c.db))
-			defer control.Close()
-			go func() { ended <- control.Serve(socket) }()
-		}
+	operator := &Operator{auth, store, c.passwordMin, c.base(listener.Addr().String())}
+	commands := make(chan struct{}) // closed when no command runs
+	var socket net.Listener
+	if isPostgres(c.db) { // other servers may run on that one: commands open it themselves
+		close(commands)
+	} else if socket, err = listenSocket(c.db); err != nil { // on a full disk, in a folder that we may only read: logins are still worth serving
+		say("warning: commands will not reach this server: %v", err)
+		close(commands)
+	} else {
+		defer socket.Close()
+		go func() { defer close(commands); operator.serveCommands(socket) }()
 	}
 	sweeping, stopSweeping := context.WithCancel(ctx)
 	swept := make(chan struct{})
@@ -201,10 +179,11 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	if warning := c.exposed(listener.Addr()); warning != "" {
 		say("warning: %s", warning)
 	}
-	if err := inviteFirst(admin, say); err != nil {
+	if err := inviteFirst(operator, say); err != nil {
 		return err
 	}
 	log.Info("start", "version", version(), "addr", listener.Addr().String())
+	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(conns) }()
 
 	select {
@@ -214,49 +193,50 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	case <-ctx.Done():
 	}
 	log.Info("stop")
-	for i, server := range servers { // the operator's comes last: commands are answered as long as requests run
-		last, cancel := context.WithTimeout(context.Background(), drain-time.Duration(i)*8*time.Second)
-		if server.Shutdown(last) != nil {
-			server.Close()
-		}
-		cancel()
+	last, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	if server.Shutdown(last) != nil {
+		server.Close()
+	}
+	if socket != nil {
+		socket.Close() // after the requests: commands are done as long as they run
+	}
+	select {
+	case <-commands:
+	case <-time.After(2 * time.Second):
 	}
 	return nil
 }
 
-// routes is every path that we answer.
-func routes(auth *Auth, store fullStore, gateway *Gateway) http.Handler {
-	account := newAccount(auth, store)
-	rings := &Rings{auth, store}
-	login := func(h http.HandlerFunc) http.Handler { return auth.requireLogin(h) }
-	session := func(h http.HandlerFunc) http.Handler { return auth.requireSession(h) }
+// routes is every path that we serve.
+func routes(auth *Auth, account *Account, rings *Rings, gateway *Gateway) http.Handler {
 	mux := newJSONMux()
-
-	mux.HandleFunc("POST /auth/session", auth.handleLogin)
-	mux.HandleFunc("GET /auth/session", auth.handleWhoAmI)
-	mux.HandleFunc("DELETE /auth/session", auth.handleLogout)
-	mux.Handle("PUT /auth/password", session(auth.handlePassword))
-	mux.Handle("GET /auth/sessions", session(account.handleSessions))
-	mux.Handle("DELETE /auth/sessions", session(account.handleEndSessions))
-	mux.Handle("DELETE /auth/sessions/{id}", session(account.handleEndSession))
-	mux.Handle("GET /auth/tokens", session(account.handleTokens))
-	mux.Handle("POST /auth/tokens", session(account.handleAddToken))
-	mux.Handle("DELETE /auth/tokens/{id}", session(account.handleRemoveToken))
+	requireLogin, requireSession := auth.RequireLogin, account.requireSession
+	mux.HandleFunc("POST /auth/session", auth.Login)
+	mux.HandleFunc("GET /auth/session", auth.WhoAmI)
+	mux.HandleFunc("DELETE /auth/session", auth.Logout)
+	mux.Handle("PUT /auth/password", requireSession(account.handlePassword))
+	mux.Handle("GET /auth/sessions", requireSession(account.handleSessions))
+	mux.Handle("DELETE /auth/sessions", requireSession(account.handleEndSessions))
+	mux.Handle("DELETE /auth/sessions/{id}", requireSession(account.handleEndSession))
+	mux.Handle("GET /auth/tokens", requireSession(account.handleTokens))
+	mux.Handle("POST /auth/tokens", requireSession(account.handleAddToken))
+	mux.Handle("DELETE /auth/tokens/{id}", requireSession(account.handleRemoveToken))
 	mux.HandleFunc("GET /auth/invites/{token}", account.handleInvite)
 	mux.HandleFunc("POST /auth/invites/{token}", account.handleAcceptInvite)
 	mux.HandleFunc("GET /auth/verify", gateway.handleVerify)
 	mux.HandleFunc("GET /auth/continue", gateway.handleContinue)
-	mux.HandleFunc("GET /healthz", auth.handleHealth)
+	mux.HandleFunc("GET /healthz", handleHealth(auth))
 
 	mux.Handle("GET /auth/login", gateway.unlessLoggedIn(page("login.html")))
 	mux.Handle("GET /auth/invite", page("invite.html"))
-	mux.Handle("GET /auth/account", auth.requireLogin(page("account.html")))
+	mux.Handle("GET /auth/account", requireLogin(page("account.html")))
 	mux.Handle("GET /auth/style.css", page("style.css"))
 	mux.Handle("GET /auth/script.js", page("script.js"))
 	mux.Handle("GET /auth/icon.svg", page("icon.svg"))
 
 	if gateway.upstream != nil {
-		tool := auth.requireLogin(gateway.proxy())
+		tool := requireLogin(gateway.proxy())
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			// As it is spelled: what a ServeMux would tidy up is for the tool to judge.
 			if path := r.URL.EscapedPath(); strings.HasPrefix(path, "/auth/") || path == "/healthz" {
@@ -266,23 +246,36 @@ func routes(auth *Auth, store fullStore, gateway *Gateway) http.Handler {
 			}
 		})
 	}
-	mux.Handle("GET /{$}", auth.requireLogin(page("rings.html")))
-	mux.Handle("GET /ringsofpower", login(rings.handleList))
-	mux.Handle("POST /ringsofpower", login(rings.handleAdd))
-	mux.Handle("GET /ringsofpower/{id}", login(rings.handleGet))
-	mux.Handle("PUT /ringsofpower/{id}", login(rings.handleSet))
-	mux.Handle("DELETE /ringsofpower/{id}", login(rings.handleRemove))
+	mux.Handle("GET /{$}", requireLogin(page("rings.html")))
+	mux.Handle("GET /ringsofpower", requireLogin(http.HandlerFunc(rings.handleList)))
+	mux.Handle("POST /ringsofpower", requireLogin(http.HandlerFunc(rings.handleAdd)))
+	mux.Handle("GET /ringsofpower/{id}", requireLogin(http.HandlerFunc(rings.handleGet)))
+	mux.Handle("PUT /ringsofpower/{id}", requireLogin(http.HandlerFunc(rings.handleSet)))
+	mux.Handle("DELETE /ringsofpower/{id}", requireLogin(http.HandlerFunc(rings.handleRemove)))
 	return mux
 }
 
+// handleHealth is GET /healthz.
+func handleHealth(auth *Auth) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := auth.store.ping(); err != nil {
+			auth.fail(w, r, err, 0, "")
+			return
+		}
+		respond(w, http.StatusOK, struct {
+			Status string `json:"status"`
+		}{"ok"})
+	}
+}
+
 // newServer has a limit for all that a client could drag out. What streams
-// lifts those for body and answer.
+// lifts those for body and response.
 func newServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:                      h,
 		ReadHeaderTimeout:            5 * time.Second,
 		ReadTimeout:                  15 * time.Second,
-		WriteTimeout:                 30 * time.Second, // longer than maxWaiting
+		WriteTimeout:                 30 * time.Second, // longer than maxTurn
 		IdleTimeout:                  60 * time.Second,
 		MaxHeaderBytes:               12 << 10, // net/http adds 4 KiB
 		DisableGeneralOptionsHandler: true,
@@ -300,7 +293,7 @@ func keepSwept(ctx context.Context, store Store, log *slog.Logger) {
 			return
 		case <-tick.C:
 		}
-		if n, err := store.sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+		if n, err := store.Sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			log.Error("sweep failed", "error", err)
 		} else if n > 0 {
 			log.Info("swept", "records", n)
@@ -312,15 +305,13 @@ func keepSwept(ctx context.Context, store Store, log *slog.Logger) {
 }
 
 // inviteFirst prints the link with which the first user is made.
-func inviteFirst(admin *Admin, say func(string, ...any)) error {
-	i, err := admin.invite(User{})
-	if errors.Is(err, fs.ErrNotExist) { // there are users
-		return nil
-	} else if err != nil {
-		return err
+func inviteFirst(operator *Operator, say func(string, ...any)) error {
+	link, err := operator.invite(User{}, "")
+	if err != nil { // fs.ErrNotExist: there are users
+		return present(err)
 	}
 	say("there are no users yet: who opens this link first chooses the first username and password (once, within 24 hours)")
-	say("%s", i.link(""))
+	say("%s", link)
 	return nil
 }
 

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -14,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -158,14 +161,35 @@ func TestAddressesThatAreWarnedOf(t *testing.T) {
 
 // lockedBuffer is what a server that runs writes to.
 type lockedBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
+	mu      sync.Mutex
+	text    strings.Builder
+	awaited string
+	said    chan struct{}
 }
 
 func (b *lockedBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.text.Write(p)
+	b.text.Write(p)
+	b.look()
+	return len(p), nil
+}
+
+func (b *lockedBuffer) look() {
+	if b.said != nil && strings.Contains(b.text.String(), b.awaited) {
+		close(b.said)
+		b.said = nil
+	}
+}
+
+// await returns when the text has been written.
+func (b *lockedBuffer) await(text string) {
+	b.mu.Lock()
+	said := make(chan struct{})
+	b.awaited, b.said = text, said
+	b.look()
+	b.mu.Unlock()
+	<-said
 }
 
 func (b *lockedBuffer) String() string {
@@ -174,35 +198,31 @@ func (b *lockedBuffer) String() string {
 	return b.text.String()
 }
 
-// serveForTest runs the program until stop, which answers run's error.
+// serveForTest runs the program until stop, which returns run's error.
 func serveForTest(t *testing.T, args ...string) (base string, stderr *lockedBuffer, stop func() error) {
 	t.Helper()
 	t.Setenv("SECRET_KEY", testKey)
 	ctx, cancel := context.WithCancel(context.Background())
 	stderr = &lockedBuffer{}
-	ended := make(chan error, 1)
+	line := regexp.MustCompile(`listening on (https?://127\.0\.0\.1:[0-9]+)`)
+	listens, ended := make(chan string, 1), make(chan error, 1)
 	go func() {
-		ended <- run(ctx, append([]string{"-addr", "127.0.0.1:0", "-bcrypt-cost", "10"}, args...), strings.NewReader(""), io.Discard, stderr)
+		ended <- run(ctx, append([]string{"-addr", "127.0.0.1:0", "-bcrypt-cost", "10"}, args...), strings.NewReader(""), io.Discard, writerFunc(func(b []byte) (int, error) {
+			if m := line.FindSubmatch(b); m != nil {
+				listens <- string(m[1])
+			}
+			return stderr.Write(b)
+		}))
 	}()
 	stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { stop() })
-	line := regexp.MustCompile(`(?m)listening on (https?://127\.0\.0\.1:[0-9]+)`)
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
-		if m := line.FindStringSubmatch(stderr.String()); m != nil {
-			if answer, err := http.Get(m[1] + "/healthz"); err == nil {
-				answer.Body.Close()
-				return m[1], stderr, stop
-			}
-		}
-		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("it ended: %v\n%s", err, stderr)
-		case <-time.After(time.Millisecond):
-		}
+	select {
+	case base = <-listens:
+	case err := <-ended:
+		ended <- err
+		t.Fatalf("it ended: %v\n%s", err, stderr)
 	}
-	t.Fatalf("it does not listen:\n%s", stderr)
-	return "", nil, nil
+	return base, stderr, stop
 }
 
 func TestStartAndStop(t *testing.T) {
@@ -214,6 +234,7 @@ func TestStartAndStop(t *testing.T) {
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
+		stderr.await("msg=stop")
 		if *found = link.FindStringSubmatch(stderr.String()); *found == nil || (*found)[1] != base {
 			t.Fatalf("no invite in:\n%s", stderr)
 		}
@@ -225,9 +246,6 @@ func TestStartAndStop(t *testing.T) {
 		if _, err := os.Stat(socketPath(db)); !os.IsNotExist(err) {
 			t.Errorf("the socket is left: %v", err)
 		}
-		if _, err := http.Get(base + "/healthz"); err == nil {
-			t.Error("it still answers")
-		}
 	}
 	if first[2] == second[2] {
 		t.Error("the invite is not a new one")
@@ -235,13 +253,13 @@ func TestStartAndStop(t *testing.T) {
 	// Either link works after a restart, and the first use ends both.
 	base, _, stop := serveForTest(t, "-db", db, "-log", "json")
 	accept := func(token string) int {
-		answer, err := http.Post(base+"/auth/invites/"+token, "application/json",
+		response, err := http.Post(base+"/auth/invites/"+token, "application/json",
 			strings.NewReader(`{"username":"frodo","password":"`+testPassword+`"}`))
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer.Body.Close()
-		return answer.StatusCode
+		response.Body.Close()
+		return response.StatusCode
 	}
 	if got := accept(first[2]); got != 201 {
 		t.Errorf("the first link: %d", got)
@@ -253,9 +271,63 @@ func TestStartAndStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, stderr, _ := serveForTest(t, "-db", db)
+	stderr.await("msg=start")
 	if strings.Contains(stderr.String(), "invite") {
 		t.Errorf("there are users, and it invites:\n%s", stderr)
 	}
+}
+
+// A request that has begun is responded to, whatever it still has to send.
+func TestStopLetsRequestsEnd(t *testing.T) {
+	db := filepath.Join(t.TempDir(), "r.db")
+	base, stderr, stop := serveForTest(t, "-db", db)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	const body = `{"username":"frodo"}`
+	fmt.Fprintf(conn, "POST /auth/session HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", len(body))
+	responses := bufio.NewReader(conn)
+	if response, err := http.ReadResponse(responses, nil); err != nil || response.StatusCode != http.StatusContinue {
+		t.Fatal(response, err) // it reads the body now
+	}
+	ended := make(chan error)
+	go func() { ended <- stop() }()
+	stderr.await("msg=stop")
+	io.WriteString(conn, body)
+	if response, err := http.ReadResponse(responses, nil); err != nil || response.StatusCode != http.StatusBadRequest {
+		t.Errorf("%v, %v, want 400", response, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// Once a minute what has expired goes, and a database that is gone is told of.
+func TestSweepOfARunningServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newAccountServer(t)
+		s.enter("frodo", testPassword)
+		log := new(lockedBuffer)
+		ctx, stop := context.WithCancel(t.Context())
+		go keepSwept(ctx, s.store, newLogger(log, false))
+		time.Sleep(s.auth.Idle + sweepEvery)
+		synctest.Wait()
+		if n := s.records(kindSession, "frodo"); n != 0 || strings.Count(log.String(), "msg=swept records=1") != 1 || strings.Count(log.String(), "\n") != 1 {
+			t.Errorf("%d sessions are left, and the log has\n%s", n, log)
+		}
+		if err := os.Remove(s.path); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(sweepEvery)
+		synctest.Wait()
+		if !strings.Contains(log.String(), "the database file is gone") {
+			t.Errorf("the log has\n%s", log)
+		}
+		stop()
+		s.store.Close()
+	})
 }
 
 func TestStartFails(t *testing.T) {
@@ -283,9 +355,9 @@ func TestStartFails(t *testing.T) {
 	if err := run(t.Context(), append(tls, "user", "list"), nil, io.Discard, io.Discard); err != nil {
 		t.Errorf("a command, which needs none: %v", err)
 	}
-	store, err := openStore(db) // it let go of the file
+	store, err := OpenStore(db) // it let go of the file
 	if err != nil {
 		t.Fatal(err)
 	}
-	store.close()
+	store.Close()
 }

@@ -5,8 +5,6 @@
 package main
 
 import (
-	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
@@ -77,198 +75,110 @@ var pgSchema = []string{`
 // upgrade makes the tables or adds to them what they lack. Where they lack
 // nothing it needs no right to make any.
 func (p *pgStore) upgrade() error {
-	const selectVersion = `select schema_version from ringward`
 	version := 0
-	err := p.until(soon(), func(ctx context.Context) error {
-		return p.db.QueryRowContext(ctx, selectVersion).Scan(&version)
-	})
+	readVersion := func(c *pgCall) { c.scan([]any{&version}, `select schema_version from ringward`) }
+	err := p.alone(readVersion)
 	if err == nil && version == len(pgSchema) || err != nil && pq.As(err, pqerror.UndefinedTable) == nil {
 		return err
 	}
-	return p.until(time.Now().Add(upgradeTimeout), func(ctx context.Context) error {
-		tx, err := p.db.BeginTx(ctx, nil)
-		if err != nil {
-			return err
-		}
-		defer tx.Rollback()
+	return p.togetherFor(upgradeTimeout, func(c *pgCall) {
 		// The number means nothing but us. One server upgrades, the others wait.
-		if _, err := tx.ExecContext(ctx, `set local statement_timeout = '1min'; select pg_advisory_xact_lock(7260152061)`); err != nil {
-			return err
-		}
+		c.exec(`set local statement_timeout = '1min'; select pg_advisory_xact_lock(7260152061)`)
 		exists, encoding := false, ""
-		err = tx.QueryRowContext(ctx, `select to_regclass('ringward') is not null, current_setting('server_encoding')`).Scan(&exists, &encoding)
-		if err != nil {
-			return err
-		}
-		if encoding != "UTF8" && encoding != "SQL_ASCII" { // any other lacks characters that people type
-			return fmt.Errorf("the database has the encoding %s, make it with encoding UTF8", encoding)
-		}
+		c.scan([]any{&exists, &encoding}, `select to_regclass('ringward') is not null, current_setting('server_encoding')`)
+		c.refuse(encoding != "UTF8" && encoding != "SQL_ASCII", // any other lacks characters that people type
+			fmt.Errorf("the database has the encoding %s, make it with encoding UTF8", encoding))
 		if version = 0; exists {
-			if err := tx.QueryRowContext(ctx, selectVersion).Scan(&version); err != nil {
-				return err
-			}
+			readVersion(c)
 		}
-		if version > len(pgSchema) {
-			return fmt.Errorf("the tables have version %d, this ringward knows up to %d: use a newer one", version, len(pgSchema))
+		c.refuse(version > len(pgSchema),
+			fmt.Errorf("the tables have version %d, this ringward knows up to %d: use a newer one", version, len(pgSchema)))
+		for ; c.err == nil && version < len(pgSchema); version++ {
+			c.exec(pgSchema[version])
 		}
-		for ; version < len(pgSchema); version++ {
-			_, err := tx.ExecContext(ctx, pgSchema[version])
-			if pq.As(err, pqerror.DuplicateTable) != nil {
-				return fmt.Errorf("another program keeps tables there, give ringward a database of its own: %w", err)
-			} else if err != nil {
-				return err
-			}
+		if pq.As(c.err, pqerror.DuplicateTable) != nil {
+			c.err = fmt.Errorf("another program keeps tables there, give ringward a database of its own: %w", c.err)
 		}
-		if _, err := tx.ExecContext(ctx, fmt.Sprintf(`update ringward set schema_version = %d`, version)); err != nil {
-			return err
-		}
-		return tx.Commit()
+		c.exec(`update ringward set schema_version = $1`, version)
 	})
 }
 
 func init() {
-	migrateTo = func(from *boltStore, url string) (string, error) {
+	migrateTo = func(from *BoltStore, url string) (string, error) {
 		p, err := openPG(url)
 		if err != nil {
 			return "", err
 		}
-		defer p.close()
+		defer p.Close()
 		return p.migrate(from, time.Now())
 	}
 }
 
 // migrate copies everything but what has expired, or nothing. What a database
 // without users may hold, the twenty rings and invites for the first user, is
-// replaced.
-func (p *pgStore) migrate(from *boltStore, now time.Time) (report string, err error) {
-	err = p.until(now.Add(migrateTimeout), func(ctx context.Context) error {
-		tx, err := p.db.BeginTx(ctx, nil)
-		if err != nil {
-			return err
+// replaced. Nobody writes to from meanwhile: another process cannot open it.
+func (p *pgStore) migrate(from *BoltStore, now time.Time) (report string, err error) {
+	var (
+		rings   []Ring
+		invites []Invite
+		ringIDs uint64 // given so far; 0: there never were any rings
+	)
+	err = from.view(func(tx *bolt.Tx) error {
+		if bucket := tx.Bucket(bucketRings); bucket != nil {
+			ringIDs = bucket.Sequence()
 		}
-		defer tx.Rollback()
-		if _, err := tx.ExecContext(ctx, `set local statement_timeout = 0`); err != nil {
-			return err
-		}
-		c := &pgCall{ctx: ctx, p: p, tx: tx}
-		if !c.lockEmpty() && c.err == nil {
-			return errors.New("the PostgreSQL database has users already: nothing was copied")
-		}
-		if c.err != nil {
-			return c.err
-		}
-		if _, err := tx.ExecContext(ctx, `delete from rings; delete from invites`); err != nil {
-			return err
-		}
-		if report, err = copyAll(c, from, now); err != nil {
-			return err
-		}
-		return tx.Commit()
+		return eachKey(tx, kindInvite, "", func(k Key) error {
+			i, err := getInvite(tx, k, now)
+			if err == nil && i.User != "" { // a server that finds no users makes new ones for the first
+				invites = append(invites, i)
+			}
+			return present(err)
+		})
+	})
+	if err == nil && ringIDs > 0 {
+		rings, err = from.rings()
+	}
+	users, err1 := from.users()
+	sessions, err2 := from.sessions("", now)
+	tokens, err3 := from.tokens("")
+	if err := errors.Join(err, err1, err2, err3); err != nil {
+		return "", err
+	}
+	err = p.togetherFor(migrateTimeout, func(c *pgCall) {
+		c.exec(`set local statement_timeout = 0`)
+		c.refuse(!c.lockEmpty(), errors.New("the PostgreSQL database has users already: nothing was copied"))
+		c.exec(`delete from rings; delete from invites`)
+		report = "copied " + strings.Join([]string{
+			copyAll(c, "users", "name, hash, disabled, created", users, (*User).columns),
+			copyAll(c, "sessions", "key, username, created, seen, idle, ends, addr, agent", sessions, (*Session).columns),
+			copyAll(c, "tokens", "key, username, name, created, expires, used", tokens, (*Token).columns),
+			copyAll(c, "invites", "key, username, created, expires", invites, (*Invite).columns),
+			copyAll(c, "rings", "id, name, bearer", rings, (*Ring).columns),
+		}, ", ")
+		c.exec(`update tokens set expires = nullif(expires, '0001-01-01'), used = nullif(used, '0001-01-01')`)
+		c.exec(`update ringward set last_ring = $1`, ringIDs)
 	})
 	return report, err
 }
 
-// copyAll reads one state of the bbolt store.
-func copyAll(c *pgCall, from *boltStore, now time.Time) (report string, err error) {
-	var counts []string
-	err = from.view(func(b *bolt.Tx) error {
-		// of calls fn with the live records of a kind.
-		of := func(kd kind, fn func(Key) error) error {
-			return eachKey(b, kd, "", func(k Key) error { return present(fn(k)) })
-		}
-		tables := []struct {
-			name, columns string
-			read          func(put func(...any) error) error
-		}{
-			{"users", "name, hash, disabled, created", func(put func(...any) error) error {
-				return b.Bucket(bucketUsers).ForEach(func(name, _ []byte) error {
-					u, err := getUser(b, string(name))
-					if err != nil {
-						return err
-					}
-					return put(u.Name, u.Hash, u.Disabled, u.Created)
-				})
-			}},
-			{"sessions", "key, username, created, seen, idle, ends, addr, agent", func(put func(...any) error) error {
-				return of(kindSession, func(k Key) error {
-					s, err := getLive(b, k, now)
-					if err != nil {
-						return err
-					}
-					return put(k, s.User, s.Created, s.Seen, s.Idle, s.End, s.Addr, s.Agent)
-				})
-			}},
-			{"tokens", "key, username, name, created, expires, used", func(put func(...any) error) error {
-				return of(kindToken, func(k Key) error {
-					t, err := getToken(b, k)
-					if err != nil {
-						return err
-					}
-					return put(k, t.User, t.Name, t.Created, orNULL(t.Expires), orNULL(t.Used))
-				})
-			}},
-			{"invites", "key, username, created, expires", func(put func(...any) error) error {
-				return of(kindInvite, func(k Key) error {
-					i, err := getInvite(b, k, now)
-					if err != nil {
-						return err
-					}
-					return put(k, sql.NullString{String: i.User, Valid: i.User != ""}, i.Created, i.Expires)
-				})
-			}},
-			{"rings", "id, name, bearer", func(put func(...any) error) error {
-				bucket := b.Bucket(bucketRings)
-				if bucket == nil { // there never were any
-					return nil
-				}
-				return bucket.ForEach(func(key, record []byte) error {
-					ring, err := getRing(key, record)
-					if err != nil {
-						return err
-					}
-					return put(ring.ID, ring.Name, ring.Bearer)
-				})
-			}},
-		}
-		for _, t := range tables {
-			n, err := c.copy(t.name, t.columns, t.read)
-			if err != nil {
-				return fmt.Errorf("%s: %w", t.name, err)
-			}
-			counts = append(counts, fmt.Sprintf("%d %s", n, t.name))
-		}
-		if bucket := b.Bucket(bucketRings); bucket != nil {
-			c.exec(setLastRing, bucket.Sequence())
-		}
-		return c.err
-	})
-	return "copied " + strings.Join(counts, ", "), err
-}
-
-var setLastRing = prepared(`update ringward set last_ring = $1`)
-
-// copy fills a table that is empty with what read puts, and counts what is in
-// it then.
-func (c *pgCall) copy(table, columns string, read func(put func(...any) error) error) (n int, err error) {
-	st, err := c.tx.PrepareContext(c.ctx, `copy `+table+` (`+columns+`) from stdin`)
-	if err != nil {
-		return 0, err
+// copyAll fills a table that is empty, and says what is in it then.
+func copyAll[T any](c *pgCall, table, names string, all []T, columns func(*T) []any) string {
+	if c.err != nil {
+		return ""
+	}
+	st, err := c.on.PrepareContext(c.ctx, `copy `+table+` (`+names+`) from stdin`)
+	if c.err = err; err != nil {
+		return ""
 	}
 	defer st.Close()
-	err = read(func(row ...any) error {
-		n++
-		_, err := st.ExecContext(c.ctx, row...)
-		return err
-	})
-	if err == nil {
-		_, err = st.ExecContext(c.ctx) // what is buffered
+	for i := 0; c.err == nil && i < len(all); i++ {
+		_, c.err = st.ExecContext(c.ctx, columns(&all[i])...)
+	}
+	if c.err == nil {
+		_, c.err = st.ExecContext(c.ctx) // what is buffered
 	}
 	there := 0
-	if err == nil {
-		err = c.tx.QueryRowContext(c.ctx, `select count(*) from `+table).Scan(&there)
-	}
-	if err == nil && there != n {
-		err = fmt.Errorf("%d of %d arrived", there, n)
-	}
-	return n, err
+	c.scan([]any{&there}, `select count(*) from `+table)
+	c.refuse(there != len(all), fmt.Errorf("%s: %d of %d arrived", table, there, len(all)))
+	return fmt.Sprintf("%d %s", there, table)
 }

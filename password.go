@@ -1,5 +1,5 @@
-// What a new password must not be: easy to guess. weakPassword is asked whenever a password is
-// set, never at a login, and after auth.go has decided on length, NUL bytes and UTF-8.
+// password.go: what a new password must be. Asked whenever one is set, never at
+// a login.
 //
 // NIST SP 800-63B-4 section 3.1.1.2 asks for a blocklist of common, expected and compromised
 // values and for no rules about kinds of characters. OWASP ASVS 5.0 asks for the context's own
@@ -10,6 +10,7 @@ package main
 
 import (
 	_ "embed"
+	"fmt"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -44,6 +45,23 @@ var sequences = [...]string{
 	"qazwsxedcrfvtgbyhnujmikolp",
 	"1q2w3e4r5t6y7u8i9o0p", // two rows in turn
 	"q1w2e3r4t5y6u7i8o9p0",
+}
+
+// maxPassword is in bytes; NIST SP 800-63B-4 wants 64 characters at least.
+const maxPassword = 1024
+
+// passwordProblem returns the rule that a new password breaks, as a phrase for
+// the person, or "". minLength is in characters.
+func passwordProblem(username, password string, minLength int) string {
+	switch {
+	case utf8.RuneCountInString(password) < minLength:
+		return fmt.Sprintf("Password must have at least %d characters", minLength)
+	case len(password) > maxPassword:
+		return fmt.Sprintf("Password must have at most %d bytes", maxPassword)
+	case !utf8.ValidString(password), strings.Contains(password, "\x00"):
+		return "Password must be text without a NUL character"
+	}
+	return weakPassword(username, password)
 }
 
 // weakPassword says which rule a new password breaks, as a phrase for the person ("" = none).

@@ -1,5 +1,5 @@
-// protect.go: what stands around every request, whoever answers it: which
-// hosts we are, security headers, a log line, and what happens on a panic.
+// protect.go: what stands around every request, whoever responds: which hosts
+// we are, security headers, a log line, and what happens on a panic.
 package main
 
 import (
@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"path"
 	"regexp"
 	"runtime/debug"
 	"strconv"
@@ -23,32 +24,19 @@ import (
 type Protect struct {
 	next   http.Handler
 	log    *slog.Logger
-	lines  requestLog
-	addr   func(*http.Request) string
-	public string // host of -public-url, "" without
-	domain string // -cookie-domain, "" without
-	hsts   bool   // browsers reach us by https under the public name
+	arrive func(*http.Request) // of the Gateway
+	public string              // host of -public-url, "" without
+	domain string              // -cookie-domain, "" without
+	hsts   bool                // browsers reach us by https under the public name
 }
 
-// requestInfo is the context of a request, and what is known of it besides.
+// requestInfo is what the log says of a request besides what it asks for.
 type requestInfo struct {
-	context.Context
-	id    string // no secret; also in the answer to a request that failed, for the operator to find
-	user  string // "" until somebody is logged in
-	login Login  // room for that of requireLogin
+	id   string // no secret; also in the response to a request that failed, for the operator to find
+	user string // "" until somebody is logged in
 }
 
 type infoKey struct{}
-
-func (i *requestInfo) Value(key any) any {
-	switch key {
-	case infoKey{}:
-		return i
-	case loginKey{}:
-		return &i.login
-	}
-	return i.Context.Value(key)
-}
 
 func infoOf(ctx context.Context) *requestInfo {
 	info, _ := ctx.Value(infoKey{}).(*requestInfo)
@@ -62,12 +50,12 @@ func seenUser(r *http.Request, name string) {
 	}
 }
 
-// ownHeaders are on every answer of our own; a tool behind us sets its own.
+// ownHeaders are on every response of our own; a tool behind us sets its own.
 var ownHeaders = []struct {
 	name  string
 	value []string
 }{
-	{"Cache-Control", noStore},
+	{"Cache-Control", []string{"no-store"}},
 	{"Content-Security-Policy", []string{"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
 		"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"}},
 	{"Cross-Origin-Opener-Policy", []string{"same-origin"}},
@@ -79,39 +67,44 @@ var ownHeaders = []struct {
 
 func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	info := &requestInfo{Context: r.Context(), id: strconv.FormatUint(rand.Uint64(), 36)}
-	r = r.WithContext(info)
-	answer := &answerWriter{ResponseWriter: w}
+	info := &requestInfo{id: strconv.FormatUint(rand.Uint64(), 36)}
+	r = r.WithContext(context.WithValue(r.Context(), infoKey{}, info))
+	p.arrive(r)
+	status := &statusWriter{ResponseWriter: w}
 	p.setHeaders(w.Header())
 	defer func() {
 		failure := recover()
 		if failure != nil && failure != http.ErrAbortHandler {
 			p.log.ErrorContext(r.Context(), "panic", "error", cut(fmt.Sprint(failure), 500), "stack", string(debug.Stack()))
-			if answer.status == 0 {
-				clear(w.Header()) // of what was to be answered
+			if status.code == 0 {
+				clear(w.Header()) // of what was about to be sent
 				p.setHeaders(w.Header())
-				writeError(answer, http.StatusInternalServerError, "Internal error", "request "+info.id)
+				respondError(status, http.StatusInternalServerError, "Internal error", "request "+info.id)
 				failure = nil
 			}
 		}
 		if failure == nil {
-			answer.begun(http.StatusOK) // as net/http does for a handler that answered nothing
+			status.begun(http.StatusOK) // as net/http does for a handler that wrote nothing
 		}
-		took := time.Since(start)
-		p.lines.write(requestLine{at: start.Add(took), method: url.PathEscape(cut(r.Method, 16)), path: shownPath(r.URL.Path),
-			status: answer.status, took: took, user: info.user, addr: p.addr(r), id: info.id})
+		p.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
+			slog.String("method", url.PathEscape(cut(r.Method, 16))),
+			slog.String("path", shownPath(r)),
+			slog.Int("status", status.code),
+			slog.Duration("duration", time.Since(start)),
+			slog.String("user", info.user),
+			slog.String("addr", clientAddr(r)))
 		if failure != nil {
-			panic(http.ErrAbortHandler) // half an answer must not look like a whole one
+			panic(http.ErrAbortHandler) // half a response must not look like a whole one
 		}
 	}()
 	switch {
-	case !p.names(r.Host):
-		writeError(answer, http.StatusMisdirectedRequest, "This server does not go by that name",
+	case !p.names(r.Host) && r.URL.EscapedPath() != "/healthz":
+		respondError(status, http.StatusMisdirectedRequest, "This server does not go by that name",
 			"if it should, start it with -public-url and the address that browsers use")
-	case !strings.HasPrefix(r.URL.Path, "/"): // OPTIONS * and CONNECT; a ServeMux would answer in its own words
-		writeError(answer, http.StatusNotFound, "Not found")
+	case !strings.HasPrefix(r.URL.Path, "/"): // OPTIONS * and CONNECT; a ServeMux would respond in its own words
+		respondError(status, http.StatusNotFound, "Not found")
 	default:
-		p.next.ServeHTTP(answer, r)
+		p.next.ServeHTTP(status, r)
 	}
 }
 
@@ -149,18 +142,21 @@ func under(host, domain string) bool {
 	return host == domain || strings.HasSuffix(host, "."+domain)
 }
 
-// secretInPath is an invite, also where somebody spelled its path or link
-// wrong, or an API token, and what follows it.
-var secretInPath = regexp.MustCompile(`(?is)(/invites?[^a-z]|rw_).+`)
+var token = regexp.MustCompile(`rw_[\w-]+`)
 
-// shownPath is the path for the log: cut, without secrets, and escaped again,
-// because JSON lets through what is an end of line or a command to a terminal.
-func shownPath(path string) string {
-	shown := url.URL{Path: cut(path, 200)}
-	if low := strings.ToLower(path); strings.Contains(low, "invite") || strings.Contains(low, "rw_") { // else it cannot match
-		shown.Path = secretInPath.ReplaceAllString(shown.Path, "${1}...")
+// shownPath is the path for the log: cut, and escaped again, because JSON lets
+// through what is an end of line or a command to a terminal. Of our own paths
+// it is the route: in the path may be an invite, also one that was spelled wrong.
+func shownPath(r *http.Request) string {
+	if !strings.HasPrefix(strings.ToLower(path.Clean(r.URL.Path)), "/auth/") {
+		shown := url.URL{Path: token.ReplaceAllString(cut(r.URL.Path, 200), "rw_...")}
+		return shown.EscapedPath()
 	}
-	return shown.EscapedPath()
+	_, route, _ := strings.Cut(r.Pattern, " ")
+	if route == "" {
+		route = "/auth/..."
+	}
+	return route
 }
 
 // cut keeps what strangers send from filling the log.
@@ -171,41 +167,39 @@ func cut(s string, n int) string {
 	return s
 }
 
-// answerWriter remembers the status. It can do what net/http's own can, also
-// for handlers that ask without http.ResponseController.
-type answerWriter struct {
+// statusWriter remembers the status. What else net/http's own can do is
+// reached by http.ResponseController.
+type statusWriter struct {
 	http.ResponseWriter
-	status int // 0: nothing was answered yet
+	code int // 0: nothing was sent yet
 }
 
-func (w *answerWriter) begun(status int) {
-	if w.status == 0 {
-		w.status = status
+func (w *statusWriter) begun(code int) {
+	if w.code == 0 {
+		w.code = code
 	}
 }
 
-func (w *answerWriter) WriteHeader(status int) {
-	if status >= 200 || status == http.StatusSwitchingProtocols {
-		w.begun(status)
+func (w *statusWriter) WriteHeader(code int) {
+	if code >= 200 || code == http.StatusSwitchingProtocols {
+		w.begun(code)
 	} else {
 		w.Header().Del("Set-Cookie") // hints come from tools, and before the gateway looks at their cookies
 	}
-	w.ResponseWriter.WriteHeader(status)
+	w.ResponseWriter.WriteHeader(code)
 }
 
-func (w *answerWriter) Write(b []byte) (int, error) {
+func (w *statusWriter) Write(b []byte) (int, error) {
 	w.begun(http.StatusOK)
 	return w.ResponseWriter.Write(b)
 }
 
-func (w *answerWriter) Flush() { w.FlushError() }
-
-func (w *answerWriter) FlushError() error {
+func (w *statusWriter) FlushError() error {
 	w.begun(http.StatusOK)
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-func (w *answerWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+func (w *statusWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err == nil {
 		w.begun(http.StatusSwitchingProtocols)
@@ -213,7 +207,7 @@ func (w *answerWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
-func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // jsonMux is a ServeMux whose 404 and 405 are in the envelope.
 type jsonMux struct{ *http.ServeMux }
@@ -228,11 +222,11 @@ func newJSONMux() jsonMux {
 			}
 		}
 		if allowed == nil {
-			writeError(w, http.StatusNotFound, "Not found")
+			respondError(w, http.StatusNotFound, "Not found")
 			return
 		}
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
-		writeError(w, http.StatusMethodNotAllowed, "Method not allowed")
+		respondError(w, http.StatusMethodNotAllowed, "Method not allowed")
 	})
 	return mux
 }

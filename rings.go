@@ -1,10 +1,9 @@
-// rings.go: the resource that requireLogin guards, and the example to replace
+// rings.go: the resource that RequireLogin guards, and the example to replace
 // by your own: the record, where it is kept, its five handlers.
 package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"io/fs"
 	"net/http"
 	"strconv"
@@ -27,9 +26,6 @@ type ringStore interface {
 	// rings are in order of id.
 	rings() ([]Ring, error)
 	ring(id int) (Ring, error)
-	// remembered answers what read made, or what it made before where nothing
-	// was written since. A store that others write to always reads.
-	remembered(name string, read func() ([]byte, error)) ([]byte, error)
 	// addRing gives the ring an id that no other ever had.
 	addRing(Ring) (Ring, error)
 	setRing(Ring) error
@@ -66,7 +62,7 @@ func putRing(b *bolt.Bucket, ring Ring) error {
 	return b.Put(key, seal(key, ring.Name, ring.Bearer))
 }
 
-func (b *boltStore) seedRings() error {
+func (b *BoltStore) seedRings() error {
 	seeded := false
 	if err := b.view(func(tx *bolt.Tx) error { seeded = tx.Bucket(bucketRings) != nil; return nil }); seeded || err != nil {
 		return err
@@ -88,7 +84,7 @@ func (b *boltStore) seedRings() error {
 	})
 }
 
-func (b *boltStore) rings() (all []Ring, err error) {
+func (b *BoltStore) rings() (all []Ring, err error) {
 	all = make([]Ring, 0, len(twentyRings))
 	err = b.view(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketRings).ForEach(func(key, record []byte) error {
@@ -100,7 +96,7 @@ func (b *boltStore) rings() (all []Ring, err error) {
 	return all, err
 }
 
-func (b *boltStore) ring(id int) (ring Ring, err error) {
+func (b *BoltStore) ring(id int) (ring Ring, err error) {
 	err = b.view(func(tx *bolt.Tx) error {
 		ring, err = getRing(ringKey(id), tx.Bucket(bucketRings).Get(ringKey(id)))
 		return err
@@ -108,7 +104,7 @@ func (b *boltStore) ring(id int) (ring Ring, err error) {
 	return ring, err
 }
 
-func (b *boltStore) addRing(ring Ring) (Ring, error) {
+func (b *BoltStore) addRing(ring Ring) (Ring, error) {
 	err := b.update(func(tx *bolt.Tx) error {
 		id, err := tx.Bucket(bucketRings).NextSequence()
 		if err != nil {
@@ -120,7 +116,7 @@ func (b *boltStore) addRing(ring Ring) (Ring, error) {
 	return ring, err
 }
 
-func (b *boltStore) setRing(ring Ring) error {
+func (b *BoltStore) setRing(ring Ring) error {
 	return b.update(func(tx *bolt.Tx) error {
 		bucket := tx.Bucket(bucketRings)
 		if bucket.Get(ringKey(ring.ID)) == nil {
@@ -130,7 +126,7 @@ func (b *boltStore) setRing(ring Ring) error {
 	})
 }
 
-func (b *boltStore) removeRing(id int) error {
+func (b *BoltStore) removeRing(id int) error {
 	return b.update(func(tx *bolt.Tx) error {
 		bucket := tx.Bucket(bucketRings)
 		if bucket.Get(ringKey(id)) == nil {
@@ -140,33 +136,32 @@ func (b *boltStore) removeRing(id int) error {
 	})
 }
 
-// Rings is the handlers, to be put behind requireLogin.
+// Rings is the handlers, to be put behind RequireLogin.
 type Rings struct {
-	*Auth // answers for the store when it fails
+	*Auth // responds where the store fails
 	store ringStore
 }
 
 // handleList is GET /ringsofpower.
 func (h *Rings) handleList(w http.ResponseWriter, r *http.Request) {
-	body, err := h.store.remembered("rings", func() ([]byte, error) {
-		all, err := h.store.rings()
-		return encodeData(all), err
-	})
+	all, err := h.store.rings()
 	if err != nil {
-		h.fail(w, r, err)
+		h.fail(w, r, err, 0, "")
 		return
 	}
-	writeBody(w, http.StatusOK, body)
+	respond(w, http.StatusOK, all)
 }
+
+const noRing = "No such ring"
 
 // handleGet is GET /ringsofpower/{id}.
 func (h *Rings) handleGet(w http.ResponseWriter, r *http.Request) {
 	ring, err := h.store.ring(ringID(r))
 	if err != nil {
-		h.fail(w, r, err)
+		h.fail(w, r, err, http.StatusNotFound, noRing)
 		return
 	}
-	writeData(w, http.StatusOK, ring)
+	respond(w, http.StatusOK, ring)
 }
 
 // handleAdd is POST /ringsofpower.
@@ -177,11 +172,11 @@ func (h *Rings) handleAdd(w http.ResponseWriter, r *http.Request) {
 	}
 	ring, err := h.store.addRing(ring)
 	if err != nil {
-		h.fail(w, r, err)
+		h.fail(w, r, err, 0, "")
 		return
 	}
 	w.Header().Set("Location", "/ringsofpower/"+strconv.Itoa(ring.ID))
-	writeData(w, http.StatusCreated, ring)
+	respond(w, http.StatusCreated, ring)
 }
 
 // handleSet is PUT /ringsofpower/{id}.
@@ -192,27 +187,19 @@ func (h *Rings) handleSet(w http.ResponseWriter, r *http.Request) {
 	}
 	ring.ID = ringID(r)
 	if err := h.store.setRing(ring); err != nil {
-		h.fail(w, r, err)
+		h.fail(w, r, err, http.StatusNotFound, noRing)
 		return
 	}
-	writeData(w, http.StatusOK, ring)
+	respond(w, http.StatusOK, ring)
 }
 
 // handleRemove is DELETE /ringsofpower/{id}: into Mount Doom.
 func (h *Rings) handleRemove(w http.ResponseWriter, r *http.Request) {
 	if err := h.store.removeRing(ringID(r)); err != nil {
-		h.fail(w, r, err)
+		h.fail(w, r, err, http.StatusNotFound, noRing)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
-}
-
-func (h *Rings) fail(w http.ResponseWriter, r *http.Request, err error) {
-	if errors.Is(err, fs.ErrNotExist) {
-		writeError(w, http.StatusNotFound, "No such ring")
-		return
-	}
-	h.unavailable(w, r, err)
 }
 
 // ringID is 0, which no ring has, for what is not an id as we write it.
@@ -226,20 +213,16 @@ func ringID(r *http.Request) int {
 
 const maxRingText = 200 // bytes
 
-// readRing reads name and bearer, or has answered the request.
-func readRing(w http.ResponseWriter, r *http.Request) (Ring, bool) {
-	var in struct {
-		Name   string `json:"name,omitempty"`
-		Bearer string `json:"bearer,omitempty"`
+// readRing reads name and bearer, or has responded.
+func readRing(w http.ResponseWriter, r *http.Request) (ring Ring, ok bool) {
+	if !readJSON(w, r, nil, fields{"name": &ring.Name, "bearer": &ring.Bearer}) {
+		return ring, false
 	}
-	if !readJSON(w, r, &in) {
-		return Ring{}, false
-	}
-	for _, text := range []string{in.Name, in.Bearer} {
+	for _, text := range []string{ring.Name, ring.Bearer} {
 		if strings.TrimSpace(text) == "" || len(text) > maxRingText || strings.Contains(text, "\x00") {
-			writeError(w, http.StatusUnprocessableEntity, "Name and bearer must have 1 to 200 bytes each and no NUL")
-			return Ring{}, false
+			respondError(w, http.StatusUnprocessableEntity, "Name and bearer must have 1 to 200 bytes each and no NUL")
+			return ring, false
 		}
 	}
-	return Ring{Name: in.Name, Bearer: in.Bearer}, true
+	return ring, true
 }

@@ -1,5 +1,5 @@
-// session.go: sessions and their cookie. Nothing here knows passwords, writes
-// answers or reads configuration.
+// session.go: sessions and their cookie. Nothing here knows passwords or reads
+// configuration.
 //
 // The cookie is NAME=ID.SIGNATURE. ID is 256 random bits, SIGNATURE is
 // HMAC-SHA256 over NAME=ID, both base64url without padding. The signature is
@@ -12,8 +12,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
-	"fmt"
 	"hash"
 	"io/fs"
 	"net/http"
@@ -22,51 +20,7 @@ import (
 	"time"
 )
 
-// minKey is the least length of a signing key in bytes, as long as its MAC
-// (RFC 2104 section 3).
-const minKey = 32
-
-// Sessions says how long sessions last and what their cookie looks like. Set
-// the fields before the first request.
-type Sessions struct {
-	Idle   time.Duration // a session ends when it is not used for so long
-	Max    time.Duration // and so long after login in any case
-	Secure bool          // browsers reach us by https: the cookie is for https only
-	Domain string        // the cookie goes to every host under this domain; "" is this host only
-
-	store Store
-	keys  []*signingKey
-}
-
-// newSessions signs with the first key and verifies with all of them. A key is
-// used as its text stands.
-func newSessions(store Store, keys []string) (*Sessions, error) {
-	s := &Sessions{Idle: 24 * time.Hour, Max: 720 * time.Hour, store: store}
-	for i, key := range keys {
-		if len(key) < minKey {
-			return nil, fmt.Errorf("signing key %d of %d has %d bytes, at least %d are needed", i+1, len(keys), len(key), minKey)
-		}
-		s.keys = append(s.keys, newSigningKey(key))
-	}
-	if len(s.keys) == 0 {
-		return nil, errors.New("no signing key")
-	}
-	return s, nil
-}
-
-// cookieName has the prefix that makes browsers refuse the cookie from a
-// sibling host or over http (RFC 6265bis section 4.1.3).
-func (s *Sessions) cookieName() string {
-	switch {
-	case s.Secure && s.Domain != "":
-		return "__Secure-ringward"
-	case s.Secure:
-		return "__Host-ringward"
-	}
-	return "ringward"
-}
-
-// newSecret answers 256 random bits as 43 characters of base64url, and the key
+// newSecret returns 256 random bits as 43 characters of base64url, and the key
 // under which the store knows them.
 func newSecret() (string, Key) {
 	var b [32]byte
@@ -77,62 +31,63 @@ func newSecret() (string, Key) {
 
 func keyOf(secret string) Key { return sha256.Sum256([]byte(secret)) }
 
-// next makes a session that is not in the store yet, and its id.
-func (s *Sessions) next(user, addr, agent string, now time.Time) (Session, string) {
+// cookieName has the prefix that makes browsers refuse the cookie from a
+// sibling host or over http (RFC 6265bis section 4.1.3).
+func (a *Auth) cookieName() string {
+	switch {
+	case a.Secure && a.CookieDomain != "":
+		return "__Secure-" + a.CookieName
+	case a.Secure:
+		return "__Host-" + a.CookieName
+	}
+	return a.CookieName
+}
+
+// newSession makes a session that is not in the store yet, and its id.
+func (a *Auth) newSession(user string, r *http.Request, now time.Time) (Session, string) {
 	id, key := newSecret()
-	end := now.Add(s.Max)
-	return Session{Key: key, User: user, Created: now, Seen: now, Idle: earlier(now.Add(s.Idle), end), End: end,
-		Addr: addr, Agent: strings.ToValidUTF8(agent[:min(len(agent), maxAgent)], "")}, id
+	agent, end := r.UserAgent(), now.Add(a.Max)
+	return Session{Key: key, User: user, Created: now, Seen: now, Idle: earlier(now.Add(a.Idle), end), End: end,
+		Addr: clientAddr(r), Agent: strings.ToValidUTF8(agent[:min(len(agent), maxAgent)], "")}, id
 }
 
-// Login is who a request comes from, by cookie or by token.
-type Login struct {
-	User    User
-	Session Session   // zero where a token let them in
-	Token   bool      // let in by an API token, which may not manage the account
-	Created time.Time // of the session or the token
-	Expires time.Time // likewise; zero: never
-
-	id    string // the secret of the session
-	stale bool   // its cookie must be signed anew: an older key did it
-}
-
-// find answers who the request's cookie belongs to, or fs.ErrNotExist.
-func (s *Sessions) find(r *http.Request, now time.Time) (Login, error) {
-	id, stale, ok := s.readID(r)
-	if !ok {
+// fromCookie returns who the request's cookie belongs to, or fs.ErrNotExist.
+func (a *Auth) fromCookie(r *http.Request, now time.Time) (Login, error) {
+	ids := a.signedIDs(r)
+	if len(ids) != 1 { // of two that we signed, one may be somebody else's
 		return Login{}, fs.ErrNotExist
 	}
-	found, u, err := s.store.session(keyOf(id), now)
-	return Login{User: u, Session: found, Created: found.Created, Expires: found.expires(), id: id, stale: stale}, err
+	s, u, err := a.store.session(keyOf(ids[0].id), now)
+	return Login{User: u, Session: s, Created: s.Created, Expires: s.expires(), id: ids[0]}, err
 }
 
-// keep renews a session of which less than half of the idle time is left, and
-// sets the cookie again after that or where an older key signed it. A session
-// that ended meanwhile is fs.ErrNotExist. After any other error the session is
-// what it was, which is no reason to refuse the request.
-func (s *Sessions) keep(w http.ResponseWriter, l *Login, now time.Time) (err error) {
-	idle := earlier(now.Add(s.Idle), l.Session.End)
-	if l.Session.Idle.Sub(now) < s.Idle/2 && idle.After(l.Session.Idle) {
-		if err = s.store.renew(l.Session.Key, now, idle); err == nil {
-			l.Session.Seen, l.Session.Idle, l.Expires, l.stale = now, idle, idle, true
+// renew moves the idle end of a session of which less than half of the idle
+// time is left, and sets the cookie again after that or where an older key
+// signed it. A session that ended meanwhile is fs.ErrNotExist. After any other
+// error the session is what it was, which is no reason to refuse the request.
+func (a *Auth) renew(w http.ResponseWriter, l *Login, now time.Time) (err error) {
+	idle := earlier(now.Add(a.Idle), l.Session.End)
+	due := l.Session.Idle.Sub(now) < a.Idle/2 && idle.After(l.Session.Idle)
+	if due {
+		if err = a.store.renew(l.Session.Key, now, idle); err == nil {
+			l.Session.Seen, l.Session.Idle, l.Expires = now, idle, idle
 		}
 	}
-	if l.stale {
-		s.setCookie(w, l.id, l.Session, now)
+	if due && err == nil || l.id.oldKey {
+		a.setCookie(w, l.id.id, l.Session, now)
 	}
 	return err
 }
 
-// setCookie is the only cookie of its name in the answer.
-func (s *Sessions) setCookie(w http.ResponseWriter, id string, found Session, now time.Time) {
-	name := s.cookieName()
-	s.writeCookie(w, name, id+"."+s.keys[0].sign(name, id), max(1, int(found.expires().Sub(now)/time.Second)))
+func (a *Auth) setCookie(w http.ResponseWriter, id string, s Session, now time.Time) {
+	name := a.cookieName()
+	a.writeCookie(w, name, id+"."+a.keys[0].sign(name, id), max(1, int(s.expires().Sub(now)/time.Second)))
 }
 
-func (s *Sessions) clearCookie(w http.ResponseWriter) { s.writeCookie(w, s.cookieName(), "", -1) }
+func (a *Auth) clearCookie(w http.ResponseWriter) { a.writeCookie(w, a.cookieName(), "", -1) }
 
-func (s *Sessions) writeCookie(w http.ResponseWriter, name, value string, maxAge int) {
+// writeCookie takes the place of a cookie of that name that is there already.
+func (a *Auth) writeCookie(w http.ResponseWriter, name, value string, maxAge int) {
 	others := w.Header()["Set-Cookie"]
 	w.Header().Del("Set-Cookie")
 	for _, c := range others {
@@ -140,46 +95,44 @@ func (s *Sessions) writeCookie(w http.ResponseWriter, name, value string, maxAge
 			w.Header().Add("Set-Cookie", c)
 		}
 	}
-	http.SetCookie(w, &http.Cookie{Name: name, Value: value, Path: "/", Domain: s.Domain, MaxAge: maxAge,
-		HttpOnly: true, Secure: s.Secure, SameSite: http.SameSiteLaxMode})
+	http.SetCookie(w, &http.Cookie{Name: name, Value: value, Path: "/", Domain: a.CookieDomain, MaxAge: maxAge,
+		HttpOnly: true, Secure: a.Secure, SameSite: http.SameSiteLaxMode})
 }
 
-// readID answers the id of a cookie that one of our keys signed.
-func (s *Sessions) readID(r *http.Request) (id string, stale, ok bool) {
-	name := s.cookieName()
-	value, ok := soleCookie(r.Header["Cookie"], name)
-	if !ok {
-		return "", false, false
-	}
-	id, signature, ok := strings.Cut(value, ".")
-	if !ok {
-		return "", false, false
-	}
-	for i, key := range s.keys {
-		if key.verify(name, id, signature) {
-			return id, i > 0, true
-		}
-	}
-	return "", false, false
+// signedID is the id of a cookie that one of our keys signed.
+type signedID struct {
+	id     string
+	oldKey bool // not by the first key: the cookie has to be signed anew
 }
 
-// soleCookie answers the value of the cookie of that name as it stands. Two of
-// the name are none: a sibling host or a man in the middle may have added one.
-func soleCookie(lines []string, name string) (value string, ok bool) {
-	for _, line := range lines {
-		for len(line) > 0 {
-			var part string
-			part, line, _ = strings.Cut(line, ";")
-			part = strings.Trim(part, " \t")
-			if rest, named := strings.CutPrefix(part, name); named && strings.HasPrefix(rest, "=") {
-				if ok {
-					return "", false
+// signedIDs returns those of all cookies of our name. What anybody else put
+// there is as if it were not there.
+func (a *Auth) signedIDs(r *http.Request) (ids []signedID) {
+	name := a.cookieName()
+	for _, line := range r.Header["Cookie"] {
+		for part := range strings.SplitSeq(line, ";") {
+			value, named := strings.CutPrefix(strings.Trim(part, " \t"), name)
+			if !named || !strings.HasPrefix(value, "=") {
+				continue
+			}
+			id, signature, _ := strings.Cut(value[1:], ".")
+			for i, key := range a.keys {
+				if key.verify(name, id, signature) {
+					ids = append(ids, signedID{id, i > 0})
+					break
 				}
-				value, ok = rest[1:], true
 			}
 		}
 	}
-	return value, ok
+	return ids
+}
+
+// sessionKeys returns what the store knows the request's cookies by.
+func (a *Auth) sessionKeys(r *http.Request) (keys []Key) {
+	for _, signed := range a.signedIDs(r) {
+		keys = append(keys, keyOf(signed.id))
+	}
+	return keys
 }
 
 // signingKey keeps HMAC states that have taken in the key already.
@@ -187,35 +140,36 @@ type signingKey struct{ macs sync.Pool }
 
 type mac struct {
 	hash.Hash
-	message []byte
-	text    [43]byte // base64url of 32 bytes
+	buf []byte
 }
 
 func newSigningKey(key string) *signingKey {
 	return &signingKey{sync.Pool{New: func() any { return &mac{Hash: hmac.New(sha256.New, []byte(key))} }}}
 }
 
-func (k *signingKey) sign(name, value string) string {
+func (k *signingKey) sign(name, id string) string {
 	m := k.macs.Get().(*mac)
 	defer k.macs.Put(m)
-	return string(m.signature(name, value))
+	return string(m.signature(name, id))
 }
 
 // verify takes the same time wherever a signature is wrong. Only the exact
 // text counts: decoding it first would let several texts pass.
-func (k *signingKey) verify(name, value, signature string) bool {
+func (k *signingKey) verify(name, id, signature string) bool {
 	m := k.macs.Get().(*mac)
 	defer k.macs.Put(m)
-	return hmac.Equal(m.signature(name, value), []byte(signature))
+	return hmac.Equal(m.signature(name, id), []byte(signature))
 }
 
-func (m *mac) signature(name, value string) []byte {
+// signature is valid until the next call.
+func (m *mac) signature(name, id string) []byte {
 	m.Reset()
-	m.message = append(append(append(m.message[:0], name...), '='), value...)
-	m.Write(m.message)
-	m.message = m.Sum(m.message[:0])
-	base64.RawURLEncoding.Encode(m.text[:], m.message)
-	return m.text[:]
+	m.buf = append(append(append(m.buf[:0], name...), '='), id...)
+	m.Write(m.buf)
+	m.buf = m.Sum(m.buf[:0])
+	n := len(m.buf)
+	m.buf = base64.RawURLEncoding.AppendEncode(m.buf, m.buf)
+	return m.buf[n:]
 }
 
 func earlier(a, b time.Time) time.Time {

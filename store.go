@@ -12,22 +12,16 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"io/fs"
 	"math"
 	"os"
-	"path/filepath"
-	"runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Key is the SHA-256 of a secret (a session's id, a token, an invite). The
@@ -36,15 +30,12 @@ type Key [32]byte
 
 // handle is the public name of a record: enough of its key (80 bits) to be
 // unique, and of no use as the secret.
-func (k Key) handle() string { return hex.EncodeToString(k[:handleBytes]) }
+func (k Key) handle() string { return hex.EncodeToString(k[:10]) }
 
-const handleBytes = 10
-
-// User is a person who may log in. Name is canonical (canonicalName). An empty
-// Hash means that no password is set yet: nobody can log in as this user.
+// User is a person who may log in.
 type User struct {
-	Name     string
-	Hash     string
+	Name     string // as canonicalName makes it
+	Hash     string // bcrypt; "": no password is set, and nobody can log in
 	Disabled bool
 	Created  time.Time
 }
@@ -77,48 +68,46 @@ func (s Session) live(now time.Time) bool {
 const (
 	maxSessions = 100             // live ones of one user; the oldest makes room
 	maxAgent    = 256             // bytes of a User-Agent that are kept
-	clockSlack  = 5 * time.Minute // a record made later than this from now was made by a clock since put back
+	clockSlack  = 5 * time.Minute // a record from further in the future than this was made before the clock was put back
 )
 
 // Store keeps users and sessions. Every method is safe for concurrent use, is
 // one transaction, and returns values that the caller owns. Absent, ended and
-// expired are one answer, fs.ErrNotExist; a name that is taken is fs.ErrExist;
+// expired are one error, fs.ErrNotExist; a name that is taken is fs.ErrExist;
 // any other error means that the store failed, nothing was changed, and nobody
 // may conclude that somebody is not logged in.
 type Store interface {
-	// user answers disabled users too.
+	// user returns disabled users too.
 	user(name string) (User, error)
-	// addUser also voids the invites with which anybody could have become the
-	// first user.
+	// addUser also deletes the invites that would make a first user.
 	addUser(u User) error
 
-	// login starts s for a user whose password was verified against was.Hash.
-	// If that is no longer the user's hash, or the user was disabled, it is
-	// fs.ErrNotExist: the password was replaced while it was verified. The
-	// session under ends, if any, is over. A hash that is not empty replaces
-	// the user's (same password, higher cost).
-	login(was User, s Session, ends Key, hash string) error
-	// setPassword replaces the hash of a user verified as in login, ends every
-	// session and invite of the user, and starts s.
-	setPassword(was User, hash string, s Session) error
-
-	// session answers a live session and its user, who is not disabled.
+	// login starts s for a user whose password was compared with was.Hash. It
+	// is fs.ErrNotExist if the user has another hash by now or was disabled.
+	// The sessions under ends are over. A hash that is not empty replaces the
+	// user's (same password, higher cost).
+	login(was User, s Session, ends []Key, hash string) error
+	// session returns a live session and its user, who is not disabled.
 	session(k Key, now time.Time) (Session, User, error)
+	// sessions returns the live sessions of one user, the oldest first, or of
+	// all users for "".
+	sessions(user string, now time.Time) ([]Session, error)
 	// renew moves the idle end of a session that is still live, and never
 	// brings back one that is not.
 	renew(k Key, now, idle time.Time) error
-	// endSession is nil for a session that is already over.
-	endSession(k Key) error
+	// endSessions ends those that are not over yet.
+	endSessions(keys ...Key) error
 
-	// sweep deletes what expired before now and says how many records it was.
-	// It costs what it deletes, not what is kept, in short transactions.
-	sweep(ctx context.Context, now time.Time) (int, error)
 	// ping reads from the store.
 	ping() error
-	close() error
+	// Sweep deletes what expired before now and returns how many records that
+	// were. Its cost grows with their number, not with what is kept, and its
+	// transactions are short.
+	Sweep(ctx context.Context, now time.Time) (int, error)
+	Close() error
 }
 
-// boltStore is the Store in one file. Its buckets:
+// BoltStore is the Store in one file. Its buckets:
 //
 //	ringward  "format" -> "1"
 //	users     name -> User
@@ -128,18 +117,13 @@ type Store interface {
 //	expiry    expires kind Key -> nothing (what the sweep deletes, soonest first)
 //
 // Times in keys are big-endian nanoseconds since 1970.
-type boltStore struct {
+type BoltStore struct {
 	db     *bolt.DB
 	path   string
 	file   os.FileInfo // of the file as it was opened
-	broken atomic.Bool // bbolt cannot go on with the file, see errChanged
-	next   uint64      // id of the next write transaction, 0: any; guarded by committing
-
-	seen atomic.Pointer[reads] // what was read since the last write
-
-	queueing   sync.Mutex // guards queue
-	queue      []*write   // writes that the next commit takes along
-	committing sync.Mutex // held by the one who commits
+	lastTx int         // id of the last write transaction; guarded by bbolt's lock of writers
+	broken atomic.Bool // bbolt has panicked and keeps its locks: who came after would wait for ever
+	cache  sessionCache
 }
 
 const format = "1"
@@ -152,7 +136,7 @@ var (
 	keyFormat      = []byte("format")
 )
 
-// kind is what a record with an owner and an end is.
+// kind tells apart the records that have an owner and an end.
 type kind byte
 
 const (
@@ -170,205 +154,21 @@ var bucketOf = map[kind][]byte{
 var buckets = [][]byte{bucketUsers, bucketOwned, bucketExpiry,
 	bucketOf[kindSession], bucketOf[kindToken], bucketOf[kindInvite]}
 
-var (
-	errInUse   = errors.New("is held by another process")
-	errDamaged = errors.New("the database is damaged: restore a backup")
-	errChanged = errors.New("the database file was changed while it was open: start again, if need be with a backup")
-)
+var errDamaged = errors.New("the database is damaged: restore a backup")
 
-// openStore opens the bbolt file at path. It makes the file only when there is
-// none. A file that is not a whole ringward database is refused and left as it
-// is; one that another process holds is an error that wraps errInUse.
-func openStore(path string) (*boltStore, error) {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		if err := createStore(path); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("cannot make the database %s: %w", path, err)
-		}
-	}
-	if err := inspect(path); err != nil {
-		return nil, err
-	}
-	db, file, err := openBolt(path, false)
-	if err != nil {
-		return nil, err
-	}
-	if file.Mode().Perm() != 0o600 { // the umask may be anything, and so may whoever restored a backup
-		if err := os.Chmod(path, 0o600); err != nil {
-			db.Close()
-			return nil, fmt.Errorf("cannot keep others from reading the database: %w", err)
-		}
-	}
-	b := &boltStore{db: db, path: path, file: file}
-	b.seen.Store(new(reads))
-	return b, nil
-}
-
-// createStore makes the file whole under another name first: a process killed
-// while bbolt writes its first pages leaves a file that crashes the next one.
-func createStore(path string) error {
-	temp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp.Name())
-	if err := errors.Join(temp.Chmod(0o600), temp.Close()); err != nil { // whatever the umask took away
-		return err
-	}
-	db, err := bolt.Open(temp.Name(), 0o600, &bolt.Options{Timeout: time.Second})
-	if err != nil {
-		return err
-	}
-	db.AllocSize = 0 // as in openBolt
-	err = db.Update(func(tx *bolt.Tx) error {
-		b, err := tx.CreateBucket(bucketRingward)
-		if err == nil {
-			err = b.Put(keyFormat, []byte(format))
-		}
-		for _, name := range buckets {
-			if err == nil {
-				_, err = tx.CreateBucket(name)
-			}
-		}
-		return err
-	})
-	if err := errors.Join(err, db.Sync(), db.Close()); err != nil {
-		return err
-	}
-	return publish(temp.Name(), path)
-}
-
-// publish gives the finished file temp the name path, never in place of
-// another file (fs.ErrExist), and returns when the folder is on disk too.
-func publish(temp, path string) error {
-	err := os.Link(temp, path)
-	if err != nil && !errors.Is(err, fs.ErrExist) { // a file system without hard links
-		// What appears between the two is replaced. To hold the name with an
-		// empty file is worse: killed there, it keeps every next start out.
-		if _, missing := os.Lstat(path); !errors.Is(missing, fs.ErrNotExist) {
-			return fs.ErrExist
-		}
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		return err
-	}
-	os.Remove(temp)
-	folder, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer folder.Close()
-	return folder.Sync()
-}
-
-// inspect reads the file without ever writing to it.
-func inspect(path string) error {
-	file, err := os.Stat(path)
-	switch {
-	case err != nil:
-		return err
-	case !file.Mode().IsRegular():
-		return fmt.Errorf("%s is not a file", path)
-	case file.Size() == 0:
-		return fmt.Errorf("%s is empty: restore a backup, or remove it to start anew", path)
-	}
-	db, file, err := openBolt(path, true)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	err = guard(func() error {
-		return db.View(func(tx *bolt.Tx) error {
-			if whole := tx.Size() + int64(db.Info().PageSize); file.Size() < whole { // bbolt keeps a page in reserve
-				return fmt.Errorf("%s is truncated (%d of %d bytes): restore a backup", path, file.Size(), whole)
-			}
-			b := tx.Bucket(bucketRingward)
-			if b == nil {
-				return fmt.Errorf("%s is another program's bbolt file, not a ringward database", path)
-			}
-			if f := b.Get(keyFormat); string(f) != format {
-				return fmt.Errorf("%s has format %.20q, which this version does not know: use a newer ringward", path, f)
-			}
-			for _, name := range buckets {
-				if tx.Bucket(name) == nil {
-					return errDamaged
-				}
-			}
-			return nil
-		})
-	})
-	if errors.Is(err, errDamaged) {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return err
-}
-
-// openBolt opens a file that exists. bbolt maps the file and trusts what it
-// finds, so a damaged one may fault or panic: that is an error here.
-func openBolt(path string, readOnly bool) (db *bolt.DB, file os.FileInfo, err error) {
-	var opened *os.File
-	options := bolt.Options{
-		Timeout:      time.Second, // 0 would wait for ever
-		ReadOnly:     readOnly,
-		FreelistType: bolt.FreelistMapType,
-		NoStatistics: true,
-		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
-			opened, err = os.OpenFile(path, flag&^os.O_CREATE, mode)
-			return opened, err
-		},
-	}
-	if !readOnly && strconv.IntSize == 64 && runtime.GOOS != "windows" {
-		// Address space only. A writer that outgrows the map waits for every
-		// open read transaction, and new readers wait for it.
-		options.InitialMmapSize = 1 << 30
-	}
-	err = guard(func() (err error) {
-		if db, err = bolt.Open(path, 0o600, &options); err == nil {
-			file, err = opened.Stat() // with the lock: who had it before may have let the file grow
-		}
-		return err
-	})
-	var system *fs.PathError
-	switch {
-	case err == nil:
-		db.AllocSize = 0 // grow by what is needed, so that a file without its end is known from a whole one
-	case errors.Is(err, bolterrors.ErrTimeout):
-		err = fmt.Errorf("%s %w", path, errInUse)
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch):
-		err = fmt.Errorf("%s is not a ringward database", path)
-	case !errors.As(err, &system):
-		err = fmt.Errorf("%s is damaged or not a whole ringward database: restore a backup (%w)", path, err)
-	}
-	return db, file, err
-}
-
-// guard turns a panic or a fault of the mapped file into errDamaged.
-func guard(fn func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w (%v)", errDamaged, p)
-		}
-	}()
-	return fn()
-}
-
-func (b *boltStore) close() error {
-	if b.broken.Load() { // bbolt would wait for its own locks
-		return errChanged
+// Close waits for what runs.
+func (b *BoltStore) Close() error {
+	if b.broken.Load() {
+		return errDamaged
 	}
 	return b.db.Close()
 }
 
 // ping also notices a file that was removed or replaced under the running
-// process: writes to it would be answered and then lost.
-func (b *boltStore) ping() error {
-	now, err := os.Stat(b.path)
-	if err == nil && !os.SameFile(now, b.file) {
-		err = errors.New("another file has taken its place")
-	}
-	if err != nil {
-		return fmt.Errorf("the database file is gone; save what it held with the command backup: %w", err)
+// process: writes to it would succeed and then be lost.
+func (b *BoltStore) ping() error {
+	if err := b.inPlace(); err != nil {
+		return err
 	}
 	return b.view(func(tx *bolt.Tx) error {
 		if string(tx.Bucket(bucketRingward).Get(keyFormat)) != format {
@@ -378,17 +178,13 @@ func (b *boltStore) ping() error {
 	})
 }
 
-func (b *boltStore) view(fn func(*bolt.Tx) error) error { return b.transact(b.db.View, fn) }
-
-// transact runs fn in a transaction that begin begins. Where not fn but bbolt
-// itself panics, it keeps its locks, and all who come after would wait for ever.
-func (b *boltStore) transact(begin func(func(*bolt.Tx) error) error, fn func(*bolt.Tx) error) error {
+func (b *BoltStore) view(fn func(*bolt.Tx) error) error {
 	if b.broken.Load() {
-		return errChanged
+		return errDamaged
 	}
 	ended := false
 	err := guard(func() error {
-		err := begin(func(tx *bolt.Tx) error { return guard(func() error { return fn(tx) }) })
+		err := b.db.View(func(tx *bolt.Tx) error { return guard(func() error { return fn(tx) }) })
 		ended = true
 		return err
 	})
@@ -398,138 +194,37 @@ func (b *boltStore) transact(begin func(func(*bolt.Tx) error) error, fn func(*bo
 	return err
 }
 
-// reads remembers sessions with their users. Every write of this process, the
-// only one that has the file, begins a new one.
-type reads struct {
-	logins [maxLogins]atomic.Pointer[read] // each in one of the four places that its key names
-	users  sync.Map                        // name -> User; when full it takes no more
-	nUsers atomic.Int64
-	lists  sync.Map // name -> []byte, what remembered answers
-}
-
-type read struct {
-	session Session
-	user    User
-}
-
-const (
-	maxLogins = 2048  // about 1 MiB
-	maxUsers  = 16384 // about 4 MiB
-)
-
-// login answers what is remembered of a session, or nil and the place to
-// remember it: one that is free, or else one that another has to leave.
-func (r *reads) login(k Key) (*read, *atomic.Pointer[read]) {
-	var place *atomic.Pointer[read]
-	for i := range 4 {
-		p := &r.logins[binary.LittleEndian.Uint16(k[2*i:])%maxLogins]
-		found := p.Load()
-		if found != nil && found.session.Key == k {
-			return found, nil
-		}
-		if found == nil || place == nil {
-			place = p
-		}
+// update runs fn in a write transaction and returns when it is on disk. Calls
+// of the same millisecond share one transaction and its fsync, so fn may run
+// more than once; its changes are undone when it returns an error.
+func (b *BoltStore) update(fn func(*bolt.Tx) error) error {
+	defer b.cache.invalidate()                                          // after a failure too: it may show only when the change can be read already
+	if err := b.view(func(*bolt.Tx) error { return nil }); err != nil { // Batch runs where no panic of bbolt is caught
+		return err
 	}
-	return nil, place
-}
-
-// remembered answers what read made of the store, anew after every write. The
-// name is that of what is read; nobody may change the bytes.
-func (b *boltStore) remembered(name string, read func() ([]byte, error)) ([]byte, error) {
-	seen := b.seen.Load() // before the file is read: what a write changes meanwhile goes into the old one
-	if made, ok := seen.lists.Load(name); ok {
-		return made.([]byte), nil
-	}
-	made, err := read()
-	if err == nil {
-		seen.lists.Store(name, made)
-	}
-	return made, err
-}
-
-// write is a change that waits for its commit.
-type write struct {
-	fn   func(*bolt.Tx) error
-	err  error
-	done bool
-}
-
-// update runs fn in a write transaction and returns when it is on disk. Writes
-// that wait for the same disk share one commit: a write alone pays one commit
-// at once, a hundred at the same time pay two. fn may run more than once, and
-// not at all after it has failed; it must look before it changes anything.
-func (b *boltStore) update(fn func(*bolt.Tx) error) error {
-	w := &write{fn: fn}
-	b.queueing.Lock()
-	b.queue = append(b.queue, w)
-	b.queueing.Unlock()
-
-	b.committing.Lock()
-	defer b.committing.Unlock()
-	if w.done {
-		return w.err
-	}
-	b.queueing.Lock()
-	batch := b.queue
-	b.queue = nil
-	b.queueing.Unlock()
-	defer b.seen.Store(new(reads)) // whether or not it succeeds: a commit may fail after it can be read
-	for len(batch) > 0 {
-		failed := -1
-		var id uint64
-		err := b.transact(b.db.Update, func(tx *bolt.Tx) error {
-			if id = uint64(tx.ID()); b.next != 0 && b.next != id {
-				b.broken.Store(true) // what bbolt knows of free pages is not true of this file
-				return errChanged
+	return b.db.Batch(func(tx *bolt.Tx) error {
+		return guard(func() error {
+			if id := tx.ID(); b.lastTx == 0 || id == b.lastTx || id == b.lastTx+1 {
+				b.lastTx = id
+				return fn(tx)
 			}
-			for i, w := range batch {
-				if err := guard(func() error { return w.fn(tx) }); err != nil {
-					failed = i
-					return err
-				}
-			}
-			return nil
+			return errors.New("the database file was overwritten while it was open: start again, if need be with a backup")
 		})
-		if failed >= 0 { // its changes are rolled back; the others get another transaction
-			batch[failed].err, batch[failed].done = err, true
-			batch = append(batch[:failed:failed], batch[failed+1:]...)
-			continue
-		}
-		if b.next = id + 1; err != nil { // it may be in the file all the same
-			b.next = 0
-		}
-		for _, w := range batch {
-			w.err, w.done = err, true
-		}
-		break
-	}
-	return w.err
+	})
 }
 
-func (b *boltStore) user(name string) (u User, err error) {
+func (b *BoltStore) user(name string) (u User, err error) {
 	err = b.view(func(tx *bolt.Tx) error { u, err = getUser(tx, name); return err })
 	return u, err
 }
 
-func (b *boltStore) addUser(u User) error {
-	return b.update(func(tx *bolt.Tx) error {
-		users := tx.Bucket(bucketUsers)
-		if users.Get([]byte(u.Name)) != nil {
-			return fs.ErrExist
-		}
-		if k, _ := users.Cursor().First(); k == nil { // what invites there are would make the first user
-			if err := dropOwned(tx, "", kindInvite); err != nil {
-				return err
-			}
-		}
-		return putUser(tx, u)
-	})
+func (b *BoltStore) addUser(u User) error {
+	return b.update(func(tx *bolt.Tx) error { return addUser(tx, u) })
 }
 
-func (b *boltStore) login(was User, s Session, ends Key, hash string) error {
+func (b *BoltStore) login(was User, s Session, ends []Key, hash string) error {
 	return b.update(func(tx *bolt.Tx) error {
-		u, err := getVerified(tx, was)
+		u, err := getUnchanged(tx, was)
 		if err != nil {
 			return err
 		}
@@ -539,66 +234,63 @@ func (b *boltStore) login(was User, s Session, ends Key, hash string) error {
 				return err
 			}
 		}
-		if err := drop(tx, kindSession, ends); err != nil {
+		if err := drop(tx, kindSession, ends...); err != nil {
 			return err
 		}
 		return startSession(tx, s)
 	})
 }
 
-func (b *boltStore) setPassword(was User, hash string, s Session) error {
-	return b.update(func(tx *bolt.Tx) error {
-		u, err := getVerified(tx, was)
-		if err != nil {
-			return err
-		}
-		u.Hash = hash
-		if err := putUser(tx, u); err != nil {
-			return err
-		}
-		if err := dropOwned(tx, u.Name, kindSession, kindInvite); err != nil {
-			return err
-		}
-		return startSession(tx, s)
-	})
-}
-
-func (b *boltStore) session(k Key, now time.Time) (Session, User, error) {
-	seen := b.seen.Load() // before the file is read: what a write changes meanwhile goes into the old one
-	r, place := seen.login(k)
-	if r == nil {
-		r = new(read)
-		err := b.view(func(tx *bolt.Tx) (err error) {
-			if r.session, err = getSession(tx, k); err != nil {
-				return err
-			}
-			if u, ok := seen.users.Load(r.session.User); ok {
-				r.user = u.(User)
-				return nil
-			}
-			if r.user, err = getUser(tx, r.session.User); err == nil && seen.nUsers.Add(1) <= maxUsers {
-				seen.users.Store(r.user.Name, r.user)
+func (b *BoltStore) session(k Key, now time.Time) (Session, User, error) {
+	s, u, err := b.cache.get(k, func() (s Session, u User, err error) {
+		err = b.view(func(tx *bolt.Tx) error {
+			if s, err = getSession(tx, k); err == nil {
+				u, err = getUser(tx, s.User)
 			}
 			return err
 		})
-		if err != nil {
-			return Session{}, User{}, err
-		}
-		place.Store(r)
+		return s, u, err
+	})
+	if err == nil && (!s.live(now) || u.Disabled) {
+		err = fs.ErrNotExist
 	}
-	if !r.session.live(now) || r.user.Disabled {
-		return Session{}, User{}, fs.ErrNotExist
+	if err != nil {
+		return Session{}, User{}, err
 	}
-	return r.session, r.user, nil
+	return s, u, nil
 }
 
-func (b *boltStore) renew(k Key, now, idle time.Time) error {
+func (b *BoltStore) sessions(user string, now time.Time) (live []Session, err error) {
+	err = b.view(func(tx *bolt.Tx) error {
+		return eachKey(tx, kindSession, user, func(k Key) error {
+			s, err := getSession(tx, k)
+			if err == nil && s.live(now) {
+				live = append(live, s)
+			}
+			return present(err)
+		})
+	})
+	return live, err
+}
+
+// present is err unless that says that something is not there.
+func present(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (b *BoltStore) renew(k Key, now, idle time.Time) error {
 	return b.update(func(tx *bolt.Tx) error {
-		s, err := getLive(tx, k, now)
-		if err != nil {
-			return err
+		s, err := getSession(tx, k)
+		if err == nil && !s.live(now) {
+			err = fs.ErrNotExist
 		}
-		if err := drop(tx, kindSession, k); err != nil {
+		if err == nil {
+			err = drop(tx, kindSession, k)
+		}
+		if err != nil {
 			return err
 		}
 		s.Seen, s.Idle = now, idle
@@ -606,37 +298,31 @@ func (b *boltStore) renew(k Key, now, idle time.Time) error {
 	})
 }
 
-func (b *boltStore) endSession(k Key) error {
-	return b.update(func(tx *bolt.Tx) error { return drop(tx, kindSession, k) })
+func (b *BoltStore) endSessions(keys ...Key) error {
+	return b.update(func(tx *bolt.Tx) error { return drop(tx, kindSession, keys...) })
 }
 
-// A transaction of the sweep takes along as many records as sweepTime allows
-// on this disk, at least sweepLeast: each lies on pages of its own, which are
-// written anew, and a request that writes waits for that.
-const (
-	sweepTime  = 5 * time.Millisecond
-	sweepLeast = 8
-)
+// sweepBatch is how many records one transaction of the sweep deletes. Each
+// lies on pages of its own, which are written anew: half a millisecond on a
+// slow disk. A request that writes waits for one transaction at most.
+const sweepBatch = 32
 
-func (b *boltStore) sweep(ctx context.Context, now time.Time) (swept int, err error) {
-	most := sweepLeast
+func (b *BoltStore) Sweep(ctx context.Context, now time.Time) (swept int, err error) {
 	due := func(tx *bolt.Tx) (keys [][]byte) {
 		c := tx.Bucket(bucketExpiry).Cursor()
-		for k, _ := c.First(); k != nil && len(keys) < most && !keyTime(k).After(now); k, _ = c.Next() {
+		for k, _ := c.First(); k != nil && len(keys) < sweepBatch && !keyTime(k).After(now); k, _ = c.Next() {
 			keys = append(keys, bytes.Clone(k))
 		}
 		return keys
 	}
 	for ctx.Err() == nil {
-		idle := false
-		if err := b.view(func(tx *bolt.Tx) error { idle = len(due(tx)) == 0; return nil }); idle || err != nil {
+		var keys [][]byte
+		err := b.view(func(tx *bolt.Tx) error { keys = due(tx); return nil })
+		if err != nil || len(keys) == 0 { // without a transaction that writes, and an fsync, for nothing
 			return swept, err
 		}
-		n, begun := 0, time.Time{}
-		err := b.update(func(tx *bolt.Tx) error {
-			begun = time.Now()
-			keys := due(tx) // those of this transaction: a session may have been renewed since
-			n = len(keys)
+		err = b.update(func(tx *bolt.Tx) error {
+			keys = due(tx) // those of this transaction: a session may have been renewed since
 			for _, k := range keys {
 				if len(k) == 8+1+len(Key{}) {
 					if err := drop(tx, kind(k[8]), Key(k[9:])); err != nil {
@@ -647,7 +333,7 @@ func (b *boltStore) sweep(ctx context.Context, now time.Time) (swept int, err er
 					return err
 				}
 			}
-			if k, _ := tx.Bucket(bucketExpiry).Cursor().First(); n > 0 && bytes.Equal(k, keys[0]) {
+			if k, _ := tx.Bucket(bucketExpiry).Cursor().First(); len(keys) > 0 && bytes.Equal(k, keys[0]) {
 				return errDamaged // keys out of order cannot be deleted, and would be due for ever
 			}
 			return nil
@@ -655,17 +341,7 @@ func (b *boltStore) sweep(ctx context.Context, now time.Time) (swept int, err er
 		if err != nil {
 			return swept, err
 		}
-		swept += n
-		took := time.Since(begun)
-		if took < sweepTime {
-			most++
-		} else {
-			most = max(sweepLeast, most/2)
-		}
-		select { // the writes that waited go first
-		case <-ctx.Done():
-		case <-time.After(took):
-		}
+		swept += len(keys)
 	}
 	return swept, ctx.Err()
 }
@@ -690,22 +366,27 @@ func putUser(tx *bolt.Tx, u User) error {
 	return tx.Bucket(bucketUsers).Put(key, seal(key, u.Hash, state, nanos(u.Created)))
 }
 
-// getVerified answers the user as they are now, if the password that was
-// verified is still theirs.
-func getVerified(tx *bolt.Tx, was User) (User, error) {
+func addUser(tx *bolt.Tx, u User) error {
+	users := tx.Bucket(bucketUsers)
+	if users.Get([]byte(u.Name)) != nil {
+		return fs.ErrExist
+	}
+	if k, _ := users.Cursor().First(); k == nil {
+		if err := dropOwned(tx, "", kindInvite); err != nil {
+			return err
+		}
+	}
+	return putUser(tx, u)
+}
+
+// getUnchanged returns the user if the password that was verified is theirs
+// still.
+func getUnchanged(tx *bolt.Tx, was User) (User, error) {
 	u, err := getUser(tx, was.Name)
 	if err == nil && (u.Hash != was.Hash || u.Disabled || !u.Created.Equal(was.Created)) {
 		err = fs.ErrNotExist
 	}
 	return u, err
-}
-
-func getLive(tx *bolt.Tx, k Key, now time.Time) (Session, error) {
-	s, err := getSession(tx, k)
-	if err == nil && !s.live(now) {
-		return Session{}, fs.ErrNotExist
-	}
-	return s, err
 }
 
 func getSession(tx *bolt.Tx, k Key) (Session, error) {
@@ -724,21 +405,20 @@ func putSession(tx *bolt.Tx, s Session) error {
 
 // startSession makes room for s and puts it.
 func startSession(tx *bolt.Tx, s Session) error {
-	var own []Key
+	var own, live []Key
 	if err := eachKey(tx, kindSession, s.User, func(k Key) error { own = append(own, k); return nil }); err != nil {
 		return err
 	}
 	if len(own) >= maxSessions {
-		live := own[:0]
 		for _, k := range own {
-			if _, err := getLive(tx, k, s.Created); err == nil {
+			if other, err := getSession(tx, k); err == nil && other.live(s.Created) {
 				live = append(live, k)
 			} else if err := drop(tx, kindSession, k); err != nil {
 				return err
 			}
 		}
-		for ; len(live) >= maxSessions; live = live[1:] {
-			if err := drop(tx, kindSession, live[0]); err != nil {
+		if over := len(live) + 1 - maxSessions; over > 0 {
+			if err := drop(tx, kindSession, live[:over]...); err != nil {
 				return err
 			}
 		}
@@ -803,23 +483,25 @@ func put(tx *bolt.Tx, kd kind, k Key, owner string, created, expires time.Time, 
 	return err
 }
 
-// drop deletes a record and its index entries; there may be none. The entries
+// drop deletes records and their index entries; there may be none. The entries
 // of a record that cannot be read are left to the sweep.
-func drop(tx *bolt.Tx, kd kind, k Key) error {
+func drop(tx *bolt.Tx, kd kind, keys ...Key) error {
 	bucket := tx.Bucket(bucketOf[kd])
-	f, err := unseal(k[:], bucket.Get(k[:]), ownedFields)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		if err := tx.Bucket(bucketOwned).Delete(ownedKey(kd, k, f[0], instant(f[1]))); err != nil {
+	for _, k := range keys {
+		f, err := unseal(k[:], bucket.Get(k[:]), ownedFields)
+		if err == nil {
+			if err := tx.Bucket(bucketOwned).Delete(ownedKey(kd, k, f[0], instant(f[1]))); err != nil {
+				return err
+			}
+			if err := tx.Bucket(bucketExpiry).Delete(expiryKey(kd, k, instant(f[2]))); err != nil {
+				return err
+			}
+		}
+		if err := bucket.Delete(k[:]); err != nil {
 			return err
 		}
-		if err := tx.Bucket(bucketExpiry).Delete(expiryKey(kd, k, instant(f[2]))); err != nil {
-			return err
-		}
 	}
-	return bucket.Delete(k[:])
+	return nil
 }
 
 func dropOwned(tx *bolt.Tx, owner string, kinds ...kind) error {
@@ -828,10 +510,8 @@ func dropOwned(tx *bolt.Tx, owner string, kinds ...kind) error {
 		if err := eachKey(tx, kd, owner, func(k Key) error { keys = append(keys, k); return nil }); err != nil {
 			return err
 		}
-		for _, k := range keys {
-			if err := drop(tx, kd, k); err != nil {
-				return err
-			}
+		if err := drop(tx, kd, keys...); err != nil {
+			return err
 		}
 	}
 	return nil

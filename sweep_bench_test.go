@@ -31,11 +31,11 @@ const (
 
 // crowd is a store with benchSessions, of which expired ones, at random, are
 // over at the instant now.
-func crowd(b *testing.B, expired int, now time.Time) (*boltStore, []Key) {
+func crowd(b *testing.B, expired int, now time.Time) (*BoltStore, []Key) {
 	b.Helper()
-	store, err := openStore(filepath.Join(b.TempDir(), "crowd.db"))
+	store, err := OpenStore(filepath.Join(b.TempDir(), "crowd.db"))
 	noErr(b, err)
-	b.Cleanup(func() { store.close() })
+	b.Cleanup(func() { store.Close() })
 	store.db.NoSync = true
 	noErr(b, store.update(func(tx *bolt.Tx) error {
 		for n := range benchUsers {
@@ -122,7 +122,7 @@ func (w *waits) keepCalling(stop <-chan struct{}, pace time.Duration, call func(
 	}
 }
 
-// take answers the median, the 99th percentile and the longest so far, and
+// take returns the median, the 99th percentile and the longest so far, and
 // begins anew.
 func (w *waits) take() (median, p99, longest time.Duration) {
 	w.mu.Lock()
@@ -159,14 +159,14 @@ func BenchmarkSweep(b *testing.B) {
 		for i := range 2 {
 			callers.Go(func() {
 				me := User{Name: crowdName(i), Hash: "-", Created: now}
-				var last Key
+				var last []Key
 				writes.keepCalling(stop, 5*time.Millisecond, func(n int) {
 					s := Session{Key: sha256.Sum256(fmt.Append(nil, i, n)), User: me.Name, Created: now, Seen: now,
 						Idle: now.Add(time.Hour), End: now.Add(time.Hour)}
 					if err := store.login(me, s, last, ""); err != nil {
 						b.Error(err)
 					}
-					last = s.Key
+					last = []Key{s.Key}
 				})
 			})
 		}
@@ -174,7 +174,7 @@ func BenchmarkSweep(b *testing.B) {
 		_, _, quietRead := reads.take()
 		_, _, quietWrite := writes.take()
 		b.StartTimer()
-		swept, err := store.sweep(b.Context(), now)
+		swept, err := store.Sweep(b.Context(), now)
 		b.StopTimer()
 		close(stop)
 		callers.Wait()
@@ -203,7 +203,7 @@ func BenchmarkSweepIdle(b *testing.B) {
 	now := time.Now()
 	store, _ := crowd(b, 0, now)
 	for b.Loop() {
-		if n, err := store.sweep(b.Context(), now); n != 0 || err != nil {
+		if n, err := store.Sweep(b.Context(), now); n != 0 || err != nil {
 			b.Fatal(n, err)
 		}
 	}

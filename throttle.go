@@ -5,7 +5,7 @@
 // address, and against the user. Past its limit each makes the next try wait,
 // twice as long after every further wrong one. A pair is stopped early, so
 // that one address cannot lock a user out of another; the user's own limit
-// stops many addresses, and ends by itself.
+// stops many addresses.
 package main
 
 import (
@@ -13,7 +13,6 @@ import (
 	"hash/maphash"
 	"net/http"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 )
@@ -25,66 +24,50 @@ const (
 	firstWait   = time.Second
 	longestWait = 15 * time.Minute
 	forgiven    = 15 * time.Minute // after so long one wrong try less is counted
-	maxEntries  = 100_000
+	maxCounts   = 100_000
 
-	maxQueue   = 64               // who wait for a bcrypt
-	maxWaiting = 20 * time.Second // and for how long; with pairParked less than the server's WriteTimeout
-
-	// A try that is too many only if those in flight are all wrong waits for
-	// their outcome. A pair's are few; the other limits are met by floods.
-	maxParked  = 64
-	pairParked = 8 * time.Second
-	parked     = 1500 * time.Millisecond
-
-	// A client that tries again as soon as it is refused would keep a CPU busy
-	// with refusals: past so many in a second each is held back for a moment.
-	refusals = 1000
-	maxHeld  = 400 * time.Millisecond
+	maxQueue = 64               // who wait for a bcrypt
+	maxTurn  = 20 * time.Second // and for how long, with the bcrypt less than a server's WriteTimeout
 )
 
-// Throttle counts tries. The zero value is not ready; see newThrottle.
-type Throttle struct {
-	seed    maphash.Seed
-	slots   chan struct{} // holds one value for each bcrypt that runs
-	mu      sync.Mutex    // guards what follows
-	queue   int           // who wait for a slot
-	took    time.Duration // by the last bcrypt
-	parked  []*parkedTry  // the longest first
-	turn    time.Time     // of the last refusal
-	entries map[entryKey]*entry
+// throttle counts tries; see newThrottle.
+type throttle struct {
+	seed   maphash.Seed
+	mu     sync.Mutex // guards counts
+	counts map[countKey]*count
+
+	running chan struct{} // holds one value for each bcrypt that runs
+	queue   chan struct{} // and one for each that runs or waits
 }
 
-// entryKey is the hashes of user and address; the pair has both, the others
+// countKey is the hashes of user and address; the pair has both, the others
 // have one and 0.
-type entryKey struct{ user, addr uint64 }
+type countKey struct{ user, addr uint64 }
 
-type entry struct {
+type count struct {
 	wrong    int
 	inFlight int       // tries whose outcome is open: each may be one more wrong one
 	until    time.Time // no try before
-	counted  time.Time // when wrong was last right
+	changed  time.Time // when wrong was last right
 }
 
-// limits are the pair's, the address's and the user's, in that order.
-type limits [3]struct {
-	key entryKey
+// limit is how many wrong tries count under a key before the first wait.
+type limit struct {
+	key countKey
 	max int
 }
 
-// parkedTry waits for the outcome of others.
-type parkedTry struct {
-	by     limits
-	answer chan time.Duration // 0: it may go on, and is counted
-}
-
 // newThrottle lets so many bcrypts run at once.
-func newThrottle(parallel int) *Throttle {
-	return &Throttle{seed: maphash.MakeSeed(), slots: make(chan struct{}, max(1, parallel)), entries: map[entryKey]*entry{}}
+func newThrottle(parallel int) *throttle {
+	parallel = max(1, parallel)
+	return &throttle{seed: maphash.MakeSeed(), counts: map[countKey]*count{},
+		running: make(chan struct{}, parallel), queue: make(chan struct{}, parallel+maxQueue)}
 }
 
-func (t *Throttle) limits(user, addr string) limits {
-	u, a := maphash.String(t.seed, "u"+user), maphash.String(t.seed, "a"+network(addr))
-	return limits{{entryKey{u, a}, pairLimit}, {entryKey{0, a}, addrLimit}, {entryKey{u, 0}, userLimit}}
+// login returns what limits the tries to log in.
+func (t *throttle) login(user, addr string) []limit {
+	u, a := maphash.String(t.seed, "user "+user), maphash.String(t.seed, "addr "+network(addr))
+	return []limit{{countKey{u, a}, pairLimit}, {countKey{0, a}, addrLimit}, {countKey{u, 0}, userLimit}}
 }
 
 // network is what one client can be expected to have: an IPv4 address, or an
@@ -94,229 +77,139 @@ func network(addr string) string {
 	if err != nil {
 		return addr
 	}
-	ip = ip.Unmap()
-	if ip.Is4() {
+	if ip = ip.Unmap(); ip.Is4() {
 		return ip.String()
 	}
 	prefix, _ := ip.Prefix(64)
 	return prefix.String()
 }
 
-// begin is Auth.throttle. A try that has to wait is not counted.
-func (t *Throttle) begin(ctx context.Context, user, addr string) (done func(outcome), no *refusal) {
-	by := t.limits(user, addr)
+// begin counts one more try in flight, or returns how long it has to wait.
+func (t *throttle) begin(limits []limit) (wait time.Duration) {
+	now := time.Now()
 	t.mu.Lock()
-	wait, patience := t.admit(by)
-	p := &parkedTry{by, make(chan time.Duration, 1)}
-	switch {
-	case patience > 0 && len(t.parked) < maxParked:
-		t.parked = append(t.parked, p)
-	case patience > 0:
-		wait, patience = firstWait, 0
-	}
-	t.mu.Unlock()
-	if patience > 0 {
-		wait = t.park(ctx, p, patience)
+	defer t.mu.Unlock()
+	for _, l := range limits {
+		c := t.counts[l.key]
+		if c == nil {
+			continue
+		}
+		c.forgive(now)
+		wait = max(wait, min(longestWait, c.until.Sub(now))) // the clock may have been put back
+		if c.inFlight > 0 && c.wrong+c.inFlight >= l.max {   // too many, if those in flight are wrong
+			wait = max(wait, firstWait)
+		}
 	}
 	if wait > 0 {
-		t.hold(ctx)
-		return nil, &refusal{http.StatusTooManyRequests, "Too many wrong passwords, try again later", wait}
-	}
-	return func(o outcome) { t.end(by, o) }, nil
-}
-
-// admit counts one more try in flight; or says how long it has to wait, or how
-// long it may be parked. t.mu is held.
-func (t *Throttle) admit(by limits) (wait, patience time.Duration) {
-	now := time.Now()
-	for i, l := range by {
-		e := t.entries[l.key]
-		if e == nil {
-			continue
-		}
-		wait = max(wait, min(longestWait, e.until.Sub(now)))
-		e.forgive(now)
-		if e.inFlight > 0 && e.wrong+e.inFlight >= l.max {
-			if patience = parked; i == 0 {
-				patience = pairParked
-			}
-		}
-	}
-	if wait > 0 || patience > 0 {
-		return wait, patience
-	}
-	for _, l := range by {
-		e := t.entries[l.key]
-		if e == nil {
-			t.makeRoom()
-			e = &entry{}
-			t.entries[l.key] = e
-		}
-		e.inFlight++
-	}
-	return 0, 0
-}
-
-// park answers what admit says of p once it is decided, or firstWait.
-func (t *Throttle) park(ctx context.Context, p *parkedTry, patience time.Duration) (wait time.Duration) {
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case wait = <-p.answer:
 		return wait
-	case <-timer.C:
-	case <-ctx.Done():
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if i := slices.Index(t.parked, p); i >= 0 {
-		t.parked = slices.Delete(t.parked, i, i+1)
-		return firstWait
-	}
-	return <-p.answer // decided just now
-}
-
-// unpark decides on those whom the last outcome concerns. t.mu is held.
-func (t *Throttle) unpark() {
-	t.parked = slices.DeleteFunc(t.parked, func(p *parkedTry) bool {
-		wait, patience := t.admit(p.by)
-		decided := wait > 0 || patience == 0
-		if decided {
-			p.answer <- wait
+	for _, l := range limits {
+		c := t.counts[l.key]
+		if c == nil {
+			t.makeRoom()
+			c = &count{}
+			t.counts[l.key] = c
 		}
-		return decided
-	})
+		c.inFlight++
+	}
+	return 0
 }
 
-func (t *Throttle) end(by limits, o outcome) {
+// outcome is what became of a try.
+type outcome int
+
+const (
+	unused outcome = iota // no password was compared
+	wrong
+	right
+)
+
+// end is for a try that begin has counted.
+func (t *throttle) end(limits []limit, o outcome) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	defer t.unpark()
-	for i, l := range by {
-		e := t.entries[l.key]
-		if e == nil { // forgotten by clear meanwhile
+	for i, l := range limits {
+		c := t.counts[l.key]
+		if c == nil { // forgotten by clear meanwhile
 			continue
 		}
-		e.inFlight = max(0, e.inFlight-1)
-		if o == wrong {
-			e.forgive(now)
-			if e.wrong == 0 || e.wrong >= l.max { // past the limit only quiet is forgiven
-				e.counted = now
+		c.inFlight = max(0, c.inFlight-1)
+		switch {
+		case o == wrong:
+			c.forgive(now)
+			if c.wrong == 0 || c.wrong >= l.max { // past the limit only quiet is forgiven
+				c.changed = now
 			}
-			e.wrong++
-			if over := e.wrong - l.max; over >= 0 {
-				e.until = now.Add(min(longestWait, firstWait<<min(over, 20)))
+			c.wrong++
+			if over := c.wrong - l.max; over >= 0 {
+				c.until = now.Add(min(longestWait, firstWait<<min(over, 20)))
 			}
+		case o == right && i == 0:
+			c.wrong = 0
 		}
-		if o == right && i == 0 {
-			e.wrong = 0
-		}
-		if e.wrong == 0 && e.inFlight == 0 {
-			delete(t.entries, l.key)
+		if c.wrong == 0 && c.inFlight == 0 {
+			delete(t.counts, l.key)
 		}
 	}
 }
 
-func (e *entry) forgive(now time.Time) {
-	if n := now.Sub(e.counted) / forgiven; n > 0 {
-		e.wrong, e.counted = max(0, e.wrong-int(n)), e.counted.Add(n*forgiven)
+func (c *count) forgive(now time.Time) {
+	if n := now.Sub(c.changed) / forgiven; n > 0 {
+		c.wrong, c.changed = max(0, c.wrong-int(n)), c.changed.Add(n*forgiven)
 	}
 }
 
-// makeRoom forgets, of a few entries at random, the one with the fewest wrong
+// makeRoom forgets, of a few counts at random, the one with the fewest wrong
 // tries: names that somebody invents do not push out the count of a user who
 // is under attack.
-func (t *Throttle) makeRoom() {
-	if len(t.entries) < maxEntries {
+func (t *throttle) makeRoom() {
+	if len(t.counts) < maxCounts {
 		return
 	}
-	var least entryKey
+	var least countKey
 	fewest, looked := -1, 0
-	for k, e := range t.entries { // Go begins at random
-		if e.inFlight == 0 && (fewest < 0 || e.wrong < fewest) {
-			least, fewest = k, e.wrong
+	for k, c := range t.counts { // Go begins at random
+		if c.inFlight == 0 && (fewest < 0 || c.wrong < fewest) {
+			least, fewest = k, c.wrong
 		}
 		if looked++; looked >= 32 && fewest >= 0 {
 			break
 		}
 	}
-	delete(t.entries, least)
+	delete(t.counts, least)
 }
 
 // clear forgets what counts against a user.
-func (t *Throttle) clear(user string) {
-	u := t.limits(user, "")[2].key.user
+func (t *throttle) clear(user string) {
+	u := t.login(user, "")[2].key.user
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for k := range t.entries {
+	for k := range t.counts {
 		if k.user == u {
-			delete(t.entries, k)
+			delete(t.counts, k)
 		}
 	}
 }
 
-// hold delays a refusal until its turn.
-func (t *Throttle) hold(ctx context.Context) {
-	now := time.Now()
-	t.mu.Lock()
-	if earliest := now.Add(-time.Second); t.turn.Before(earliest) {
-		t.turn = earliest
-	}
-	t.turn = earlier(t.turn.Add(time.Second/refusals), now.Add(maxHeld))
-	delay := t.turn.Sub(now)
-	t.mu.Unlock()
-	if delay <= 0 {
-		return
-	}
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
+// hash runs fn, which is one bcrypt, when it is its turn. Where too many wait
+// it returns a refusal instead.
+func (t *throttle) hash(ctx context.Context, fn func()) error {
+	busy := &refusal{http.StatusServiceUnavailable, "Too many logins at once, try again soon", 2 * time.Second}
 	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-}
-
-// slot is Auth.slot.
-func (t *Throttle) slot(ctx context.Context) (done func(), no *refusal) {
-	select {
-	case t.slots <- struct{}{}:
-		return t.hashing(), nil
+	case t.queue <- struct{}{}:
+		defer func() { <-t.queue }()
 	default:
+		return busy
 	}
-	t.mu.Lock()
-	full := t.queue >= maxQueue || time.Duration(t.queue)*t.took/time.Duration(cap(t.slots)) > maxWaiting
-	if !full {
-		t.queue++
+	ctx, cancel := context.WithTimeout(ctx, maxTurn)
+	defer cancel()
+	select {
+	case t.running <- struct{}{}:
+		defer func() { <-t.running }()
+	case <-ctx.Done():
+		return busy
 	}
-	t.mu.Unlock()
-	if !full {
-		defer func() {
-			t.mu.Lock()
-			t.queue--
-			t.mu.Unlock()
-		}()
-		patience := time.NewTimer(maxWaiting)
-		defer patience.Stop()
-		select {
-		case t.slots <- struct{}{}:
-			return t.hashing(), nil
-		case <-patience.C:
-		case <-ctx.Done():
-		}
-	} else {
-		t.hold(ctx)
-	}
-	return nil, &refusal{http.StatusServiceUnavailable, "Too many logins at once, try again soon", 2 * time.Second}
-}
-
-// hashing answers what gives a slot back.
-func (t *Throttle) hashing() (done func()) {
-	start := time.Now()
-	return func() {
-		t.mu.Lock()
-		t.took = time.Since(start)
-		t.mu.Unlock()
-		<-t.slots
-	}
+	fn()
+	return nil
 }

@@ -1,33 +1,30 @@
 // throttle_test.go holds the throttle against the figures that are promised,
-// through the login itself; the clock is synctest's. That a try costs no
-// bcrypt is counted where the places for bcrypt are given out.
+// through the login itself; the clock is synctest's.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// throttled is a server whose clients say what their address is.
-type throttled struct {
-	*testServer
-	throttle *Throttle
-	hashed   atomic.Int64 // bcrypts, or at least places for one
-}
+// throttled is a server whose clients say what their address is, and where one
+// bcrypt runs at a time.
+type throttled struct{ *testServer }
 
-func newThrottled(t testing.TB, users ...string) *throttled {
-	s := &throttled{testServer: newTestServer(t), throttle: newThrottle(1)}
+func newThrottled(t testing.TB, users ...string) throttled {
+	s := throttled{newTestServer(t)}
+	s.throttle = newThrottle(1)
 	frodo, err := s.store.user("frodo")
 	if err != nil {
 		t.Fatal(err)
@@ -37,21 +34,20 @@ func newThrottled(t testing.TB, users ...string) *throttled {
 			t.Fatal(err)
 		}
 	}
-	s.Auth.throttle = s.throttle.begin
-	s.Auth.slot = func(ctx context.Context) (func(), *refusal) {
-		s.hashed.Add(1)
-		return s.throttle.slot(ctx)
-	}
-	s.Auth.addr = func(r *http.Request) string { return r.Header.Get("Test-Addr") }
+	handler := s.Handler
+	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.RemoteAddr = net.JoinHostPort(r.Header.Get("Test-Addr"), "1")
+		handler.ServeHTTP(w, r)
+	})
 	return s
 }
 
-func (s *throttled) try(user, password, addr string) *httptest.ResponseRecorder {
+func (s throttled) try(user, password, addr string) *httptest.ResponseRecorder {
 	return s.do("POST", "/auth/session", credentials(user, password), "Test-Addr", addr)
 }
 
 // expect tries and compares the status, and what Retry-After says.
-func (s *throttled) expect(t *testing.T, user, password, addr string, status int, wait time.Duration) {
+func (s throttled) expect(t *testing.T, user, password, addr string, status int, wait time.Duration) {
 	t.Helper()
 	w := s.try(user, password, addr)
 	said := w.Header().Get("Retry-After")
@@ -64,42 +60,23 @@ func (s *throttled) expect(t *testing.T, user, password, addr string, status int
 	}
 }
 
-// What was promised, in the words of the promise.
-func TestFiguresOfTheThrottle(t *testing.T) {
-	for name, c := range map[string][2]int{
-		"wrong tries of a user from an address": {pairLimit, 5},
-		"wrong tries from an address":           {addrLimit, 50},
-		"wrong tries of a user":                 {userLimit, 50},
-		"seconds of the first wait":             {int(firstWait / time.Second), 1},
-		"minutes of the longest":                {int(longestWait / time.Minute), 15},
-		"entries":                               {maxEntries, 100_000},
-		"logins that wait":                      {maxQueue, 64},
-	} {
-		if c[0] != c[1] {
-			t.Errorf("%s: %d, want %d", name, c[0], c[1])
-		}
-	}
-	for cpus, want := range map[int]int{1: 1, 2: 1, 3: 1, 4: 2, 16: 8} {
-		if got := cap(newThrottle(cpus / 2).slots); got != want {
-			t.Errorf("%d bcrypts at once on %d CPUs, want %d", got, cpus, want)
-		}
-	}
-	if parked+maxHeld >= 2*time.Second {
-		t.Errorf("a refusal may take %v", parked+maxHeld)
-	}
-}
+// hold keeps every bcrypt from running until release. In between, hashing is
+// how many wait for one.
+func (s throttled) hold()        { s.throttle.running <- struct{}{} }
+func (s throttled) release()     { <-s.throttle.running }
+func (s throttled) hashing() int { synctest.Wait(); return len(s.throttle.queue) }
 
 const here, there = "192.0.2.1", "192.0.2.2"
 
 func TestThrottleOfOneUserFromOneAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newThrottled(t)
-		for range pairLimit {
+		for range 5 {
 			s.expect(t, "frodo", "wrong", here, 401, 0)
 		}
 		for _, wait := range []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900} {
 			wait *= time.Second
-			before := s.hashed.Load()
+			s.hold() // who wants a bcrypt would be refused otherwise, and much later
 			s.expect(t, "frodo", "wrong", here, 429, wait)
 			time.Sleep(wait - time.Second)
 			for range 20 { // tries that lengthen nothing
@@ -107,16 +84,14 @@ func TestThrottleOfOneUserFromOneAddress(t *testing.T) {
 			}
 			time.Sleep(time.Second - 1)
 			s.expect(t, "frodo", "wrong", here, 429, time.Second)
-			if n := s.hashed.Load() - before; n != 0 {
-				t.Fatalf("%d bcrypts during a wait", n)
-			}
+			s.release()
 			time.Sleep(time.Nanosecond)
 			s.expect(t, "frodo", "wrong", here, 401, 0)
 		}
 	})
 }
 
-func TestRightPasswordDuringTheWaitIsAnsweredLikeAWrongOne(t *testing.T) {
+func TestRightPasswordDuringTheWaitIsRefusedLikeAWrongOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newThrottled(t)
 		for range pairLimit {
@@ -140,8 +115,8 @@ func TestRightPasswordDuringTheWaitIsAnsweredLikeAWrongOne(t *testing.T) {
 func TestRightPasswordClearsOnlyThePair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newThrottled(t)
-		for range addrLimit / (pairLimit - 1) {
-			for range pairLimit - 1 {
+		for range 50 / 4 {
+			for range 4 {
 				s.expect(t, "frodo", "wrong", here, 401, 0)
 			}
 			s.expect(t, "frodo", testPassword, here, 201, 0)
@@ -158,7 +133,7 @@ func TestThrottleOfOneUserFromManyAddresses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newThrottled(t, "sam")
 		addr := func(i int) string { return fmt.Sprintf("198.51.100.%d", i) }
-		for i := range userLimit {
+		for i := range 50 {
 			s.expect(t, "frodo", "wrong", addr(i), 401, 0)
 		}
 		s.expect(t, "frodo", testPassword, there, 429, time.Second)
@@ -174,7 +149,7 @@ func TestThrottleOfOneUserFromManyAddresses(t *testing.T) {
 func TestThrottleOfManyUsersFromOneAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newThrottled(t)
-		for i := range addrLimit {
+		for i := range 50 {
 			s.expect(t, "user"+strconv.Itoa(i), "wrong", here, 401, 0)
 		}
 		s.expect(t, "frodo", testPassword, here, 429, time.Second)
@@ -200,172 +175,110 @@ func TestSpellingsOfANameAreOneUser(t *testing.T) {
 	})
 }
 
-func TestChangeOfPasswordSharesTheCount(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newThrottled(t)
-		cookie := s.login(t, "Test-Addr", here)
-		change := func(current string) int {
-			body, _ := json.Marshal(map[string]string{"current": current, "new": "the road goes ever on"})
-			return s.do("PUT", "/auth/password", string(body), "Cookie", cookie, "Test-Addr", here).Code
-		}
-		for range 3 {
-			s.expect(t, "frodo", "wrong", here, 401, 0)
-		}
-		for range 2 {
-			if got := change("wrong"); got != 403 {
-				t.Fatalf("change with a wrong password: %d, want 403", got)
-			}
-		}
-		if got := change(testPassword); got != 429 {
-			t.Errorf("change during the wait: %d, want 429", got)
-		}
-		s.expect(t, "frodo", testPassword, here, 429, time.Second)
-		time.Sleep(time.Second)
-		if got := change(testPassword); got != 204 {
-			t.Errorf("change after the wait: %d, want 204", got)
-		}
-	})
-}
-
-// together sends the same try n times at once and counts the answers.
-func (s *throttled) together(n int, user, password string) map[int]int {
-	var mu sync.Mutex
-	var all sync.WaitGroup
-	counts := map[int]int{}
-	for range n {
-		all.Go(func() {
-			status := s.try(user, password, here).Code
-			mu.Lock()
-			defer mu.Unlock()
-			counts[status]++
-		})
-	}
-	all.Wait()
-	return counts
-}
-
+// Tries whose outcome is open count as wrong ones: no more bcrypts run than
+// there are tries left, however many come at once.
 func TestTriesInFlightCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, start := newThrottled(t), time.Now()
-		if got := s.together(50, "frodo", "wrong"); got[401] != pairLimit || got[429] != 50-pairLimit {
-			t.Errorf("50 wrong ones at once: %v, want %d times 401", got, pairLimit)
-		}
-		if n := s.hashed.Load(); n != pairLimit || time.Since(start) != 0 {
-			t.Errorf("%d bcrypts, want %d; the last answer after %v, want at once", n, pairLimit, time.Since(start))
-		}
-		time.Sleep(longestWait)
-		for range 3 {
-			before := s.hashed.Load()
-			if got := s.together(50, "frodo", "wrong"); got[401] != 1 || s.hashed.Load()-before != 1 {
-				t.Errorf("50 at once after a wait: %v and %d bcrypts, want one", got, s.hashed.Load()-before)
+		s := newThrottled(t)
+		for _, left := range []int{5, 1, 1} { // after the first five, one after each wait
+			s.hold()
+			statuses := make(chan int, 50)
+			for range cap(statuses) {
+				go func() { statuses <- s.try("frodo", "wrong", here).Code }()
+			}
+			if n := s.hashing(); n != left || len(statuses) != cap(statuses)-left {
+				t.Fatalf("of %d at once %d want a bcrypt, %d are refused; want %d", cap(statuses), n, len(statuses), left)
+			}
+			s.expect(t, "frodo", testPassword, here, 429, time.Second)
+			s.expect(t, "frodo", "wrong", here, 429, time.Second)
+			s.release()
+			counts := map[int]int{}
+			for range cap(statuses) {
+				counts[<-statuses]++
+			}
+			if counts[401] != left || counts[429] != cap(statuses)-left {
+				t.Errorf("%v, want %d times 401", counts, left)
 			}
 			time.Sleep(longestWait - 1)
 		}
 	})
 }
 
-// Nobody who knows the password is refused because they know it often; and
-// who came first goes first.
-func TestRightTriesInFlightWaitForEachOther(t *testing.T) {
+// Nobody who knows the password is kept out because they know it often: a
+// dozen devices that try at the same instant, and again as they are told.
+func TestRightTriesAtTheSameInstant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, start := newThrottled(t), time.Now()
+		const devices = 12
+		in, refused := make(chan time.Duration, devices), make(chan bool, 10*devices)
+		s.hold()
+		for range devices {
+			go func() {
+				for {
+					w := s.try("frodo", testPassword, here)
+					if w.Code == 201 {
+						in <- time.Since(start)
+						return
+					}
+					wait, _ := strconv.Atoi(w.Header().Get("Retry-After"))
+					if w.Code != 429 || wait != 1 {
+						t.Errorf("%d, Retry-After %d", w.Code, wait)
+					}
+					refused <- true
+					time.Sleep(time.Duration(wait) * time.Second)
+				}
+			}()
+		}
+		for len(in) < devices { // a bcrypt that takes its time
+			time.Sleep(400 * time.Millisecond)
+			s.release()
+			synctest.Wait()
+			s.hold()
+		}
+		s.release()
+		for range devices {
+			if took := <-in; took > 3*time.Second {
+				t.Errorf("in after %v", took)
+			}
+		}
+		if len(refused) == 0 {
+			t.Error("this test tests nothing")
+		}
+		if n := len(s.throttle.counts); n != 0 {
+			t.Errorf("%d counts are left", n)
+		}
+	})
+}
+
+// A try for which there was no bcrypt says nothing about the password.
+func TestTryThatComparedNothingIsNotCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newThrottled(t)
-		if got := s.together(pairLimit+maxParked, "frodo", testPassword); got[201] != pairLimit+maxParked {
-			t.Errorf("right ones at once: %v", got)
-		}
-		if n := len(s.throttle.entries) + len(s.throttle.parked); n != 0 {
-			t.Errorf("%d are left", n)
-		}
-		throttle := newThrottle(1)
-		const clients = pairLimit + 20
-		order := make(chan int, clients)
-		for i := range clients {
-			go func() {
-				done, no := throttle.begin(t.Context(), "frodo", here)
-				if no != nil {
-					t.Error(no)
-					return
-				}
-				order <- i
-				time.Sleep(100 * time.Millisecond)
-				done(right)
-			}()
-			time.Sleep(time.Millisecond)
-		}
-		for want := range clients {
-			if got := <-order; got != want {
-				t.Errorf("number %d went as number %d", got, want)
+		s.hold()
+		for range 3 * pairLimit {
+			start := time.Now()
+			s.expect(t, "frodo", "wrong", here, 503, 2*time.Second)
+			if took := time.Since(start); took != maxTurn {
+				t.Errorf("refused after %v, want %v", took, maxTurn)
 			}
 		}
-		time.Sleep(time.Second) // the last one's
-	})
-}
-
-func TestAWaitForOthersIsShort(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		throttle := newThrottle(1)
-		hang := func(n int, user string) { // tries whose outcome does not come
-			for i := range n {
-				if _, no := throttle.begin(t.Context(), user+strconv.Itoa(i/pairLimit), here); no != nil {
-					t.Fatal(no)
-				}
-			}
+		for range cap(s.throttle.queue) {
+			s.throttle.queue <- struct{}{}
 		}
-		hang(pairLimit, "frodo")
-		start := time.Now()
-		_, no := throttle.begin(t.Context(), "frodo0", here)
-		if no == nil || no.status != 429 || time.Since(start) != pairParked {
-			t.Errorf("after %v: %+v", time.Since(start), no)
+		for range 3 * pairLimit {
+			s.expect(t, "frodo", "wrong", here, 503, 2*time.Second)
 		}
-		gone, leave := context.WithCancel(t.Context())
-		leave()
-		start = time.Now()
-		if _, no := throttle.begin(gone, "frodo0", here); no == nil || time.Since(start) != 0 {
-			t.Errorf("a client that left: after %v: %+v", time.Since(start), no)
-		}
-		var refused atomic.Int64
-		for range maxParked + 5 {
-			go func() {
-				if _, no := throttle.begin(t.Context(), "frodo0", here); no != nil {
-					refused.Add(1)
-				}
-			}()
-		}
-		synctest.Wait()
-		if n := refused.Load(); n != 5 {
-			t.Errorf("%d were refused at once, want those over %d", n, maxParked)
-		}
-		time.Sleep(pairParked)
-		synctest.Wait()
-		if refused.Load() != maxParked+5 || len(throttle.parked) != 0 {
-			t.Errorf("%d wait for ever", len(throttle.parked))
-		}
-		hang(addrLimit-pairLimit, "sam")
-		start = time.Now()
-		if _, no := throttle.begin(t.Context(), "merry", here); no == nil || time.Since(start) != parked {
-			t.Errorf("the address is at its limit: after %v: %+v", time.Since(start), no)
+		if n := len(s.throttle.counts); n != 0 {
+			t.Errorf("%d counts are left", n)
 		}
 	})
-}
-
-func TestTryThatComparedNothingIsNotCounted(t *testing.T) {
-	throttle := newThrottle(1)
-	for range 3 * pairLimit {
-		done, no := throttle.begin(t.Context(), "frodo", here)
-		if no != nil {
-			t.Fatal(no)
-		}
-		done(unused)
-	}
-	if n := len(throttle.entries); n != 0 {
-		t.Errorf("%d entries are left", n)
-	}
 }
 
 func TestTimeForgives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newThrottled(t)
 		// Somebody mistypes every ten minutes, all day: an office, not an attack.
-		for i := range 2 * addrLimit {
+		for i := range 100 {
 			s.expect(t, "user"+strconv.Itoa(i), "wrong", here, 401, 0)
 			time.Sleep(10 * time.Minute)
 		}
@@ -406,12 +319,12 @@ func TestUnlock(t *testing.T) {
 func TestInventedNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		throttle := newThrottle(1)
-		fail := func(user, addr string) *refusal {
-			done, no := throttle.begin(t.Context(), user, addr)
-			if no == nil {
-				done(wrong)
+		fail := func(user, addr string) (wait time.Duration) {
+			limits := throttle.login(user, addr)
+			if wait = throttle.begin(limits); wait == 0 {
+				throttle.end(limits, wrong)
 			}
-			return no
+			return wait
 		}
 		for range pairLimit {
 			fail("frodo", here)
@@ -421,23 +334,23 @@ func TestInventedNames(t *testing.T) {
 		}
 		for i := range 100_000 {
 			addr := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, byte(i >> 16), byte(i >> 8), byte(i)}).String()
-			if no := fail("invented"+strconv.Itoa(i), addr); no != nil {
-				t.Fatalf("name %d: %+v", i, no)
+			if wait := fail("invented"+strconv.Itoa(i), addr); wait != 0 {
+				t.Fatalf("name %d: %v", i, wait)
 			}
 		}
-		if n := len(throttle.entries); n != maxEntries {
-			t.Errorf("%d entries, want %d", n, maxEntries)
+		if n := len(throttle.counts); n != 100_000 {
+			t.Errorf("%d counts, want 100,000", n)
 		}
-		if no := fail("frodo", here); no == nil {
+		if fail("frodo", here) == 0 {
 			t.Error("the count against the pair is gone")
 		}
-		if no := fail("sam", there); no == nil {
+		if fail("sam", there) == 0 {
 			t.Error("the count against the user is gone")
 		}
 		for i := range addrLimit {
 			fail("another"+strconv.Itoa(i), there)
 		}
-		if no := fail("another", there); no == nil {
+		if fail("another", there) == 0 {
 			t.Error("the count against the address is gone")
 		}
 	})
@@ -488,8 +401,8 @@ func FuzzThrottleKey(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, user, addr, otherUser, otherAddr string) {
 		throttle := newThrottle(1)
-		one, other := throttle.limits(user, addr), throttle.limits(otherUser, otherAddr)
-		if again := throttle.limits(user, addr); one != again {
+		one, other := throttle.login(user, addr), throttle.login(otherUser, otherAddr)
+		if again := throttle.login(user, addr); !slices.Equal(one, again) {
 			t.Fatalf("%v, then %v", one, again)
 		}
 		sameUser, sameAddr := user == otherUser, network(addr) == network(otherAddr)
@@ -509,169 +422,112 @@ func FuzzThrottleKey(f *testing.F) {
 	})
 }
 
-func TestSlots(t *testing.T) {
+func TestBcryptsThatRunAtOnce(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for cpus, want := range map[int]int{1: 1, 2: 1, 3: 1, 4: 2, 16: 8} {
+		runtime.GOMAXPROCS(cpus)
+		auth, err := NewAuth(nil, testKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := cap(auth.throttle.running); got != want {
+			t.Errorf("%d on %d CPUs, want %d", got, cpus, want)
+		}
+	}
 	synctest.Test(t, func(t *testing.T) {
 		throttle := newThrottle(2)
-		take := func(ctx context.Context) chan *refusal {
-			answer := make(chan *refusal, 1)
-			go func() {
-				done, no := throttle.slot(ctx)
-				if no == nil {
-					time.Sleep(100 * time.Millisecond) // a bcrypt
-					done()
-				}
-				answer <- no
-			}()
+		hash := func(ctx context.Context) chan error {
+			done := make(chan error, 1)
+			go func() { done <- throttle.hash(ctx, func() { time.Sleep(100 * time.Millisecond) }) }()
 			synctest.Wait()
-			return answer
+			return done
 		}
-		var all []chan *refusal
-		for range 2 + maxQueue {
-			all = append(all, take(t.Context()))
+		var all []chan error
+		for range 2 + 64 {
+			all = append(all, hash(t.Context()))
 		}
-		if n := len(throttle.slots); n != 2 {
+		if n := len(throttle.running); n != 2 {
 			t.Fatalf("%d run at once, want 2", n)
 		}
 		start := time.Now()
-		no := <-take(t.Context())
-		if no == nil || no.status != 503 || no.wait <= 0 || time.Since(start) != 0 {
-			t.Errorf("one more than wait: %+v after %v", no, time.Since(start))
+		no, ok := (<-hash(t.Context())).(*refusal)
+		if !ok || no.status != 503 || no.wait <= 0 || time.Since(start) != 0 {
+			t.Errorf("one more than may wait: %+v after %v", no, time.Since(start))
 		}
-		for i, answer := range all {
-			if no := <-answer; no != nil {
-				t.Errorf("%d: %+v", i, no)
+		for i, done := range all {
+			if err := <-done; err != nil {
+				t.Errorf("%d: %v", i, err)
 			}
 			if want := time.Duration(i/2+1) * 100 * time.Millisecond; time.Since(start) != want {
 				t.Errorf("%d is done after %v, want %v", i, time.Since(start), want)
 			}
 		}
-		if throttle.queue != 0 || len(throttle.slots) != 0 {
-			t.Errorf("%d wait and %d run after it", throttle.queue, len(throttle.slots))
+		all = []chan error{hash(t.Context()), hash(t.Context())}
+		gone, leave := context.WithCancel(t.Context())
+		waits := hash(gone)
+		leave()
+		if no, ok := (<-waits).(*refusal); !ok || no.status != 503 {
+			t.Errorf("a client that left: %+v", no)
 		}
-	})
-}
-
-func TestAWaitForASlotEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		throttle := newThrottle(1)
-		done, _ := throttle.slot(t.Context())
-		start := time.Now()
-		if _, no := throttle.slot(t.Context()); no == nil || no.status != 503 || time.Since(start) != maxWaiting {
-			t.Errorf("%+v after %v", no, time.Since(start))
+		for _, done := range all {
+			<-done
 		}
-		ctx, leave := context.WithTimeout(t.Context(), time.Second)
-		defer leave()
-		start = time.Now()
-		if _, no := throttle.slot(ctx); no == nil || time.Since(start) != time.Second {
-			t.Errorf("a client that left: %+v after %v", no, time.Since(start))
-		}
-		if throttle.queue != 0 {
-			t.Errorf("%d wait for ever", throttle.queue)
-		}
-		done() // it took over 20 s, so one may wait and the second would wait in vain
-		done, _ = throttle.slot(t.Context())
-		waits := make(chan *refusal)
-		go func() {
-			done, no := throttle.slot(t.Context())
-			done()
-			waits <- no
-		}()
-		synctest.Wait()
-		start = time.Now()
-		if _, no := throttle.slot(t.Context()); no == nil || time.Since(start) != 0 {
-			t.Errorf("a wait that would be in vain: %+v after %v", no, time.Since(start))
-		}
-		done()
-		if no := <-waits; no != nil {
-			t.Error(no)
-		}
-	})
-}
-
-// A client that tries again at once, and again, costs little; who does not is
-// refused at once.
-func TestRefusalsAreHeldBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		throttle := newThrottle(1)
-		throttle.entries[throttle.limits("frodo", here)[0].key] = &entry{until: time.Now().Add(time.Hour)}
-		start := time.Now()
-		for range 100 {
-			throttle.begin(t.Context(), "frodo", here)
-		}
-		if took := time.Since(start); took != 0 {
-			t.Errorf("100 refusals took %v", took)
-		}
-		var answered atomic.Int64
-		for range 600 {
-			go func() {
-				for time.Since(start) < 10*time.Second {
-					begun := time.Now()
-					if _, no := throttle.begin(t.Context(), "frodo", here); no == nil {
-						t.Error("not refused")
-					}
-					answered.Add(1)
-					if took := time.Since(begun); took > maxHeld {
-						t.Errorf("a refusal after %v", took)
-					}
-				}
-			}()
-		}
-		for range 10 {
-			before := answered.Load()
-			time.Sleep(time.Second)
-			if n := answered.Load() - before; n > 3*refusals {
-				t.Errorf("%d refusals in a second", n)
-			}
+		if len(throttle.queue) != 0 || len(throttle.running) != 0 {
+			t.Errorf("%d wait and %d run after it", len(throttle.queue), len(throttle.running))
 		}
 	})
 }
 
 func TestClockPutBackLocksNobodyOut(t *testing.T) {
-	e := &entry{wrong: pairLimit, until: time.Now().Add(365 * 24 * time.Hour).Round(0), counted: time.Now()}
 	throttle := newThrottle(1)
-	by := throttle.limits("frodo", here)
-	throttle.entries[by[0].key] = e
-	if wait, _ := throttle.admit(by); wait != longestWait {
+	limits := throttle.login("frodo", here)
+	throttle.counts[limits[0].key] = &count{wrong: pairLimit, until: time.Now().Add(365 * 24 * time.Hour).Round(0), changed: time.Now()}
+	if wait := throttle.begin(limits); wait != longestWait {
 		t.Errorf("wait %v, want %v", wait, longestWait)
 	}
 }
 
-// Whoever it is who does not get in, it is one comparison at one place.
+// Whoever it is who does not get in, it is one bcrypt's place and one response.
 func TestEveryRefusedLoginLooksTheSame(t *testing.T) {
-	s := newThrottled(t)
-	hash, _ := s.hashPassword(testPassword)
-	for _, u := range []User{{Name: "disabled", Hash: hash, Disabled: true}, {Name: "invited"}, {Name: "odd", Hash: "$2a$31$"}} {
-		if err := s.store.addUser(u); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		s := newThrottled(t)
+		hash, _ := s.hashPassword(t.Context(), testPassword)
+		for _, u := range []User{{Name: "disabled", Hash: hash, Disabled: true}, {Name: "invited"}, {Name: "odd", Hash: "$2a$31$"}} {
+			if err := s.store.addUser(u); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	want := s.try("frodo", "wrong", here)
-	if want.Code != 401 {
-		t.Fatalf("a wrong password: %d", want.Code)
-	}
-	for i, c := range [][2]string{
-		{"nobody", testPassword},
-		{"disabled", testPassword},
-		{"invited", testPassword},
-		{"invited", ""},
-		{"odd", testPassword},
-		{"frodo", ""},
-		{"frodo", testPassword + "\x00"},
-		{"frodo", strings.Repeat("x", 73)},
-		{"frodo", strings.Repeat("x", 1025)},
-		{"frodo", strings.Repeat("x", 60_000)},
-		{"frodo\x00", testPassword},
-		{"", testPassword},
-		{strings.Repeat("x", 65), testPassword},
-		{strings.Repeat("x", 60_000), testPassword},
-	} {
-		before := s.hashed.Load()
-		got := s.try(c[0], c[1], fmt.Sprintf("198.51.100.%d", i))
-		if fmt.Sprint(got.Code, got.Header(), got.Body) != fmt.Sprint(want.Code, want.Header(), want.Body) {
-			t.Errorf("%.20q %.40q: %d %v %s", c[0], c[1], got.Code, got.Header(), got.Body)
+		want := s.try("frodo", "wrong", here)
+		if want.Code != 401 {
+			t.Fatalf("a wrong password: %d", want.Code)
 		}
-		if n := s.hashed.Load() - before; n != 1 {
-			t.Errorf("%.20q %.40q: %d places for bcrypt, want 1", c[0], c[1], n)
+		for i, c := range [][2]string{
+			{"nobody", testPassword},
+			{"disabled", testPassword},
+			{"invited", testPassword},
+			{"invited", ""},
+			{"odd", testPassword},
+			{"frodo", ""},
+			{"frodo", testPassword + "\x00"},
+			{"frodo", strings.Repeat("x", 73)},
+			{"frodo", strings.Repeat("x", 1025)},
+			{"frodo", strings.Repeat("x", 60_000)},
+			{"frodo\x00", testPassword},
+			{"", testPassword},
+			{strings.Repeat("x", 65), testPassword},
+			{strings.Repeat("x", 60_000), testPassword},
+		} {
+			s.hold()
+			tried := make(chan *httptest.ResponseRecorder, 1)
+			go func() { tried <- s.try(c[0], c[1], fmt.Sprintf("198.51.100.%d", i)) }()
+			if n := s.hashing(); n != 1 {
+				t.Errorf("%.20q %.40q: %d bcrypts, want 1", c[0], c[1], n)
+			}
+			s.release()
+			got := <-tried
+			if fmt.Sprint(got.Code, got.Header(), got.Body) != fmt.Sprint(want.Code, want.Header(), want.Body) {
+				t.Errorf("%.20q %.40q: %d %v %s", c[0], c[1], got.Code, got.Header(), got.Body)
+			}
 		}
-	}
+	})
 }

@@ -1,502 +1,455 @@
-// Browser tests: a real ringward, a real Chromium, and nothing between them.
+// Package e2e tests the program as it is built: its commands, the wire, faults,
+// and real parts around it. It is a module of its own, so that what drives a
+// browser stays out of the program's go.mod.
 //
-// They need Chromium (Debian's package chromium, or name it with CHROME) and
-// axe-core, which npm brings:
+//	go test ./...                     needs Go and Linux
+//	go test -tags faults ./...        also a superuser, strace and e2fsprogs (.ci/faults)
+//	go test -tags browser ./...       also Chromium and axe-core (.ci/browser)
+//	go test -tags gateways ./...      also nginx, Caddy and Chromium (.ci/gateway)
+//	go test -tags attack ./...        also wrk and slowhttptest (.ci/attack)
+//	go test -tags screenshots ./...   draws the pages, for eyes
 //
-//	npm install --prefix "$TMPDIR/axe" axe-core
-//	cd e2e
-//	AXE="$TMPDIR/axe/node_modules/axe-core/axe.min.js" go test ./...
-//
-// The server is built from the folder above, unless RINGWARD names a binary.
-// SCREENSHOTS=DIR, with -tags screenshots, also writes every page as a picture, at two widths, light and
-// dark. The module is one of its own so that the driver stays out of the
-// program's go.mod.
+// Each script in .ci installs what its suite needs; without that the suite
+// fails. RINGWARD names a binary to test; else the folder above is built.
 package e2e
 
 import (
 	"bufio"
 	"bytes"
-	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
-	"maps"
+	"io"
+	"math/big"
+	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/chromedp/cdproto/emulation"
-	"github.com/chromedp/cdproto/log"
-	"github.com/chromedp/cdproto/network"
-	"github.com/chromedp/cdproto/page"
-	"github.com/chromedp/cdproto/runtime"
-	"github.com/chromedp/cdproto/target"
-	"github.com/chromedp/chromedp"
 )
 
-// patience is how long a test waits for what must come. It is only ever used up
-// by a failure.
-const patience = 20 * time.Second
+const (
+	// patience is how long a test waits for what must come. It is only ever
+	// used up by a failure.
+	patience = 60 * time.Second
 
-var (
-	binary  string
-	browser context.Context
+	secretKey = "0123456789abcdef0123456789abcdef"
+	password  = "the eagles are coming at last"
 )
+
+var binary string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "ringward-e2e")
+		if err == nil {
+			defer os.RemoveAll(dir)
+			err = os.Chmod(dir, 0o755) // some tests run it as another user
+		}
+		if binary = os.Getenv("RINGWARD"); binary == "" && err == nil {
+			binary = filepath.Join(dir, "ringward")
+			build := exec.Command("go", "build", "-buildvcs=false", "-o", binary, ".")
+			build.Dir, build.Stderr = "..", os.Stderr
+			err = build.Run()
+		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
-		if binary = os.Getenv("RINGWARD"); binary == "" {
-			binary = filepath.Join(dir, "ringward")
-			build := exec.Command("go", "build", "-o", binary, ".")
-			build.Dir = ".."
-			if out, err := build.CombinedOutput(); err != nil {
-				fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
-				return 1
+		defer func() {
+			for _, end := range atEnd {
+				end()
 			}
-		}
-		options := append(chromedp.DefaultExecAllocatorOptions[:],
-			chromedp.NoSandbox, // Chromium refuses to start as root with one
-			chromedp.DisableGPU,
-			chromedp.Flag("disable-quic", true),
-			chromedp.Flag("disable-component-update", true),
-			chromedp.UserDataDir(filepath.Join(dir, "profile")))
-		if path := os.Getenv("CHROME"); path != "" {
-			options = append(options, chromedp.ExecPath(path))
-		}
-		allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
-		defer stop()
-		var cancel context.CancelFunc
-		browser, cancel = chromedp.NewContext(allocator)
-		defer cancel()
-		if err := chromedp.Do(browser); err != nil {
-			fmt.Fprintln(os.Stderr, "Chromium does not start:", err)
-			return 1
-		}
+		}()
 		return m.Run()
 	}())
 }
 
-// A ringward is a running server with an empty store of its own.
-type ringward struct {
-	t      *testing.T
-	url    string
-	invite string // the link for the first user
-	db     string
-	secret string
-	stop   func()
+var atEnd []func() // when all tests are over
+
+// program is the built program in a folder of its own, which holds its
+// database test.db.
+type program struct {
+	*testing.T
+	dir   string
+	env   []string // all that it has
+	start []string // the words that start it
+	attr  *syscall.SysProcAttr
 }
 
-var (
-	listening = regexp.MustCompile(`listening on (http://127\.0\.0\.1:\d+)`)
-	inviting  = regexp.MustCompile(`http://\S+/auth/invite#\S+`)
-)
-
-func start(t *testing.T, flags ...string) *ringward {
-	t.Helper()
-	rw := &ringward{t: t, db: filepath.Join(t.TempDir(), "ringward.db"), secret: rand.Text() + rand.Text()}
-	rw.run(append([]string{"-addr", "127.0.0.1:0", "-db", rw.db}, flags...)...)
-	return rw
+func newProgram(t *testing.T) *program {
+	// The lowest cost: few tests are about that of a password.
+	env := []string{"RINGWARD_BCRYPT_COST=10", "RINGWARD_DB=test.db", "PATH=" + os.Getenv("PATH"), "GOMAXPROCS=" + os.Getenv("GOMAXPROCS")}
+	return &program{T: t, dir: t.TempDir(), env: env, start: []string{binary}}
 }
 
-func (rw *ringward) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(binary, args...)
-	// The lowest cost: these tests are about the pages.
-	cmd.Env = append(os.Environ(), "SECRET_KEY="+rw.secret, "RINGWARD_BCRYPT_COST=10")
+func (p *program) path(name string) string { return filepath.Join(p.dir, name) }
+
+// after starts the program by a line of sh.
+func (p *program) after(line string) *program {
+	later := *p
+	later.start = append([]string{"sh", "-c", line + `; exec "$0" "$@"`}, p.start...)
+	return &later
+}
+
+func (p *program) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(p.start[0], append(slices.Clone(p.start[1:]), args...)...)
+	cmd.Dir, cmd.Env, cmd.SysProcAttr = p.dir, slices.Clone(p.env), p.attr
 	return cmd
 }
 
-func (rw *ringward) run(args ...string) {
-	rw.t.Helper()
-	cmd := rw.command(args...)
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		rw.t.Fatal(err)
+// result is what became of a command.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+func (p *program) try(stdin string, args ...string) result {
+	cmd := p.command(args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+		p.Error(err)
+		return result{code: -1}
+	}
+	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+// must is try for what must succeed. It returns what was printed.
+func (p *program) must(stdin string, args ...string) string {
+	p.Helper()
+	r := p.try(stdin, args...)
+	if r.code != 0 || r.stderr != "" {
+		p.Fatalf("ringward %q: exit %d, %s", args, r.code, r.stderr)
+	}
+	return r.stdout
+}
+
+// addUser makes users who have the password of all tests.
+func (p *program) addUser(names ...string) {
+	p.Helper()
+	for _, name := range names {
+		p.must(password, "user", "add", "-password-stdin", name)
+	}
+}
+
+// invite returns the path of a new invite of the user in the API.
+func (p *program) invite(name string) string {
+	p.Helper()
+	_, token, _ := strings.Cut(strings.TrimSpace(p.must("", "user", "invite", name)), "#")
+	return "/auth/invites/" + token
+}
+
+// server is a process that serves.
+type server struct {
+	*program
+	cmd   *exec.Cmd
+	url   string
+	log   *output
+	ended chan struct{} // closed when the process is gone and log is whole
+	sent  atomic.Int32  // requests by send
+}
+
+// output is written and read at once.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// launch starts a process that is to serve on a port of its own choice, unless
+// args say otherwise.
+func (p *program) launch(args ...string) *server {
+	p.Helper()
+	return p.follow(p.command(append([]string{"-addr", "127.0.0.1:0"}, args...)...))
+}
+
+// serve is launch, and returns when the server listens.
+func (p *program) serve(args ...string) *server {
+	p.Helper()
+	s := p.launch(args...)
+	s.url = s.says(`listening on (https?://[0-9.:]+)["\n]`)
+	return s
+}
+
+// follow starts a process that is to serve. Its log is read unless cmd.Stderr
+// is set.
+func (p *program) follow(cmd *exec.Cmd) *server {
+	p.Helper()
+	s := &server{program: p, cmd: cmd, log: &output{}, ended: make(chan struct{})}
+	cmd.Env = append(cmd.Env, "SECRET_KEY="+secretKey)
+	if cmd.Stderr == nil {
+		cmd.Stderr = s.log
 	}
 	if err := cmd.Start(); err != nil {
-		rw.t.Fatal(err)
+		p.Fatal(err)
 	}
-	type found struct{ url, invite string }
-	ready, done := make(chan found, 1), make(chan struct{})
-	var said bytes.Buffer
-	go func() {
-		defer close(done)
-		var f found
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			said.WriteString(lines.Text() + "\n")
-			if m := listening.FindStringSubmatch(lines.Text()); m != nil {
-				f.url = m[1]
-			}
-			if m := inviting.FindString(lines.Text()); m != "" {
-				f.invite = strings.Trim(m, `"`)
-			}
-			// A store that has users invites nobody.
-			if f.url != "" && (f.invite != "" || rw.invite != "") {
-				select {
-				case ready <- f:
-				default:
-				}
-			}
-		}
-	}()
-	rw.stop = sync.OnceFunc(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		<-done
-		cmd.Wait()
-		if rw.t.Failed() {
-			rw.t.Logf("the server said:\n%s", said.String())
+	go func() { cmd.Wait(); close(s.ended) }()
+	p.Cleanup(func() {
+		s.kill()
+		if text := s.log.String(); p.Failed() {
+			p.Logf("%q said:\n%s", cmd.Args, text[max(0, len(text)-5000):])
 		}
 	})
-	rw.t.Cleanup(rw.stop)
+	return s
+}
+
+// says returns what the log has of a pattern (its last group), as soon as it
+// has. It is not for a server that ends before that.
+func (s *server) says(pattern string) string {
+	s.Helper()
+	var found []string
+	eventually(s.T, func() bool {
+		gone := s.gone()
+		found = regexp.MustCompile(pattern).FindStringSubmatch(s.log.String())
+		if found == nil && gone {
+			s.Fatalf("the server ended (%v) and did not say %s", s.cmd.ProcessState, pattern)
+		}
+		return found != nil
+	})
+	return found[len(found)-1]
+}
+
+func (s *server) gone() bool {
 	select {
-	case f := <-ready:
-		rw.url, rw.invite = f.url, f.invite
-	case <-done:
-		rw.t.Fatalf("the server stopped:\n%s", said.String())
+	case <-s.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// stop ends the server as an operator does. It returns the log.
+func (s *server) stop() string {
+	s.Helper()
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	return s.exits(0)
+}
+
+// exits waits until the process has ended, with that code.
+func (s *server) exits(code int) string {
+	s.Helper()
+	select {
+	case <-s.ended:
 	case <-time.After(patience):
-		rw.t.Fatal("the server does not say where it listens and whom it invites")
+		s.Fatal("the server does not end")
 	}
+	if got := s.cmd.ProcessState.ExitCode(); got != code {
+		s.Errorf("the server ended with %v", s.cmd.ProcessState)
+	}
+	return s.log.String()
 }
 
-// curl is a script's way in: a request without cookies, with a token or none.
-func (rw *ringward) curl(method, path, token string) int {
-	rw.t.Helper()
-	req, err := http.NewRequest(method, rw.url+path, nil)
+// kill is kill -9.
+func (s *server) kill() {
+	if attr := s.cmd.SysProcAttr; attr != nil && attr.Setpgid && !s.gone() {
+		syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) // and what it has started
+	}
+	s.cmd.Process.Kill()
+	<-s.ended
+}
+
+func (s *server) addr() string {
+	_, addr, _ := strings.Cut(s.url, "://")
+	return addr
+}
+
+// dial returns a connection that the test's end closes.
+func (s *server) dial() net.Conn {
+	s.Helper()
+	conn, err := net.Dial("tcp", s.addr())
 	if err != nil {
-		rw.t.Fatal(err)
+		s.Fatal(err)
 	}
-	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	resp, err := http.DefaultClient.Do(req)
+	conn.SetDeadline(time.Now().Add(patience))
+	s.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// reply is what came back; its status is 0 if nothing did.
+type reply struct {
+	status int
+	header http.Header
+	body   string
+	closed bool // by the server, after it
+	err    error
+}
+
+// send sends the bytes of one request over a connection of its own. It is for
+// any goroutine.
+func (s *server) send(text string) reply {
+	s.sent.Add(1)
+	conn, err := net.Dial("tcp", s.addr())
 	if err != nil {
-		rw.t.Fatal(err)
+		return reply{err: err}
 	}
-	resp.Body.Close()
-	return resp.StatusCode
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	go io.WriteString(conn, text) // the response may come before all is sent
+	method, _, _ := strings.Cut(text, " ")
+	return read(bufio.NewReader(conn), method)
 }
 
-// A device is a browser profile with one window, and the person before it.
-// When its test ends it has seen no console error and no CSP violation, was
-// nowhere but on the server, and keeps nothing that a script could read.
-type device struct {
-	t   *testing.T
-	rw  *ringward
-	ctx context.Context
-
-	mu       sync.Mutex
-	wrong    []string // console errors, exceptions, CSP violations
-	refusals []string // "401 /auth/session": what the browser logs of failed requests
-	requests []string // "POST /auth/session"
-	bytes    float64  // over the wire
-	expected map[string]bool
-}
-
-func (rw *ringward) device() *device {
-	rw.t.Helper()
-	d := &device{t: rw.t, rw: rw, expected: map[string]bool{}}
-	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext(), chromedp.WithListener(d.listen))
-	rw.t.Cleanup(cancel)
-	d.attach(ctx)
-	rw.t.Cleanup(d.leaveClean)
-	return d
-}
-
-func (d *device) attach(ctx context.Context) {
-	d.t.Helper()
-	d.ctx = ctx
-	// The tab lives as long as the context of its first use, so that one has
-	// no time limit.
-	if err := chromedp.Do(ctx); err != nil {
-		d.t.Fatal(err)
-	}
-	d.do(chromedp.EmulateViewport(1280, 900))
-	_, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{
-		Source: `addEventListener('securitypolicyviolation', e => console.error('CSP: ' + e.violatedDirective + ' ' + e.blockedURI))
-			window.shifted = 0
-			new PerformanceObserver(list => list.getEntries().forEach(e => shifted += e.value)).observe({type: 'layout-shift', buffered: true})`,
-	})
+func read(from *bufio.Reader, method string) reply {
+	response, err := http.ReadResponse(from, &http.Request{Method: method})
 	if err != nil {
-		d.t.Fatal(err)
+		return reply{err: err}
 	}
-}
-
-var failedRequest = regexp.MustCompile(`the server responded with a status of (\d+)`)
-
-func (d *device) listen(event any) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch e := event.(type) {
-	case *runtime.EventExceptionThrown:
-		d.wrong = append(d.wrong, fmt.Sprint("exception: ", e.ExceptionDetails.Text, " ", e.ExceptionDetails.Exception))
-	case *runtime.EventConsoleAPICalled:
-		for _, arg := range e.Args {
-			d.wrong = append(d.wrong, fmt.Sprintf("console.%s: %s", e.Type, arg.Value))
-		}
-	case *log.EventEntryAdded:
-		at, _ := url.Parse(e.Entry.URL)
-		if m := failedRequest.FindStringSubmatch(e.Entry.Text); m != nil && at != nil {
-			path := at.Path
-			if strings.HasPrefix(path, "/auth/invites/") {
-				path = "/auth/invites/"
-			}
-			if strings.HasPrefix(path, "/auth/tokens/") {
-				path = "/auth/tokens/"
-			}
-			d.refusals = append(d.refusals, m[1]+" "+path)
-		} else if e.Entry.Level != log.EntryLevelVerbose && e.Entry.Level != log.EntryLevelInfo {
-			d.wrong = append(d.wrong, fmt.Sprintf("%s %s: %s %s", e.Entry.Source, e.Entry.Level, e.Entry.Text, e.Entry.URL))
-		}
-	case *network.EventRequestWillBeSent:
-		at, err := url.Parse(e.Request.URL)
-		if err != nil || at.Scheme+"://"+at.Host != d.rw.url {
-			d.wrong = append(d.wrong, "left the server for "+e.Request.URL)
-		} else {
-			d.requests = append(d.requests, e.Request.Method+" "+at.Path)
-		}
-	case *network.EventLoadingFinished:
-		d.bytes += e.EncodedDataLength
-	}
-}
-
-// refused says which failed requests belong to the test; each must happen.
-func (d *device) refused(what ...string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, w := range what {
-		d.expected[w] = true
-	}
-	d.t.Cleanup(func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for _, w := range what {
-			if !slices.Contains(d.refusals, w) {
-				d.t.Errorf("no request was answered with %s", w)
-			}
-		}
-	})
-}
-
-func (d *device) count(request string) (n int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, r := range d.requests {
-		if r == request {
-			n++
-		}
-	}
-	return n
-}
-
-func (d *device) leaveClean() {
-	if d.t.Failed() {
-		d.mu.Lock()
-		last := d.requests[max(0, len(d.requests)-10):]
-		d.mu.Unlock()
-		d.t.Logf("the page was %s after %s, with the focus on %s\n%s", d.eval(`location.href`), last,
-			d.eval(`document.activeElement.outerHTML`), d.eval(`document.body.innerText`))
-	}
-	d.nothingKept()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, w := range d.wrong {
-		d.t.Error(w)
-	}
-	for _, r := range d.refusals {
-		if !d.expected[r] {
-			d.t.Error("a request failed: ", r)
-		}
-	}
-}
-
-func (d *device) nothingKept() {
-	d.t.Helper()
-	if kept := d.eval(`document.cookie + Object.keys(localStorage) + Object.keys(sessionStorage)`); kept != "" {
-		d.t.Errorf("a script can read %q", kept)
-	}
-}
-
-func (d *device) do(steps ...chromedp.Action[chromedp.Void]) {
-	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.ctx, patience)
-	defer cancel()
-	if err := chromedp.Do(ctx, steps...); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-// eval answers with what a JavaScript expression gives, as text. A page that is
-// just going away gives "".
-func (d *device) eval(expression string) string {
-	ctx, cancel := context.WithTimeout(d.ctx, patience)
-	defer cancel()
-	got, err := chromedp.Run(ctx, chromedp.Evaluate[string](`(async () => String(await (`+expression+`)))()`, chromedp.EvalAwaitPromise))
+	body, err := io.ReadAll(response.Body)
 	if err != nil {
+		return reply{err: err}
+	}
+	return reply{response.StatusCode, response.Header, string(body), response.Close, nil}
+}
+
+// do sends a request with header lines as they are given ("Name: value"). A
+// body makes it JSON unless they say otherwise.
+func (s *server) do(method, path, body string, lines ...string) reply {
+	text := method + " " + path + " HTTP/1.1\r\n"
+	named := func(name string) bool {
+		return slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, name+":") })
+	}
+	if !named("Host") {
+		text += "Host: " + s.addr() + "\r\n"
+	}
+	if body != "" && !named("Content-Type") {
+		text += "Content-Type: application/json\r\n"
+	}
+	if body != "" {
+		text += "Content-Length: " + strconv.Itoa(len(body)) + "\r\n"
+	}
+	return s.send(text + strings.Join(append(lines, "", ""), "\r\n") + body)
+}
+
+// want is do for what must have that status.
+func (s *server) want(status int, method, path, body string, lines ...string) reply {
+	s.Helper()
+	r := s.do(method, path, body, lines...)
+	if r.status != status {
+		s.Fatalf("%s %s: %d %s %v, want %d", method, path, r.status, r.body, r.err, status)
+	}
+	return r
+}
+
+// data reads what a response holds.
+func data[T any](t *testing.T, r reply) T {
+	t.Helper()
+	var in struct{ Data T }
+	if err := json.Unmarshal([]byte(r.body), &in); err != nil {
+		t.Fatalf("%d %s %v: %v", r.status, r.body, r.err, err)
+	}
+	return in.Data
+}
+
+// cookie returns the header line that sends the cookie back, or "".
+func (r reply) cookie() string {
+	if len(r.header["Set-Cookie"]) != 1 {
 		return ""
 	}
-	return got
+	pair, _, _ := strings.Cut(r.header.Get("Set-Cookie"), ";")
+	return "Cookie: " + pair
 }
 
-// until polls the page until a JavaScript expression is true.
-func (d *device) until(expression string, args ...any) {
-	d.t.Helper()
-	expression = fmt.Sprintf(expression, args...)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
-		if d.eval(`!!(`+expression+`)`) == "true" {
-			return
+// refusal wants the response to be a failure in the envelope.
+func (r reply) refusal(t *testing.T, what any, status int) {
+	t.Helper()
+	envelope := fmt.Sprintf(`^\{"errors":\[\{"title":"[^"]+","status":%d(,"detail":".+")?\}\]\}$`, status)
+	if r.status != status || !regexp.MustCompile(envelope).MatchString(r.body) || r.header.Get("Content-Type") != "application/json" {
+		t.Errorf("%.300v: %d %.200s %v, want the envelope with %d", what, r.status, r.body, r.err, status)
+	}
+}
+
+func credentials(user, password string) string {
+	return object(map[string]string{"username": user, "password": password})
+}
+
+func object(fields map[string]string) string {
+	b, _ := json.Marshal(fields)
+	return string(b)
+}
+
+// login returns the header line with a new session of the user.
+func (s *server) login(user string) string {
+	s.Helper()
+	r := s.want(201, "POST", "/auth/session", credentials(user, password))
+	if r.cookie() == "" {
+		s.Fatalf("login of %s: %q", user, r.header["Set-Cookie"])
+	}
+	return r.cookie()
+}
+
+// eventually waits for what another process does.
+func eventually(t *testing.T, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !done(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not come to pass")
 		}
 	}
-	d.t.Fatalf("this never came true: %s", expression)
 }
 
-func js(text string) string {
-	quoted, _ := json.Marshal(text)
-	return string(quoted)
+var ports atomic.Int32
+
+// ownAddr returns an address to listen on, for who must know it before. Nobody
+// else takes it: this process's id is in the host, and the port is not one
+// that systems hand out.
+func ownAddr() string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d:%d", 64+pid>>16, pid>>8&255, pid&255, 20_000+ports.Add(1))
 }
 
-// as makes the device say that it is another one.
-func (d *device) as(userAgent string) {
-	d.t.Helper()
-	if _, err := chromedp.Call(d.ctx, emulation.SetUserAgentOverride, emulation.SetUserAgentOverrideParams{UserAgent: userAgent}); err != nil {
-		d.t.Fatal(err)
+// certificate writes one for the names, signed by itself.
+func certificate(t *testing.T, names ...string) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
 	}
-}
-
-// resize changes the window and waits until the page has noticed.
-func (d *device) resize(width, height int64) {
-	d.t.Helper()
-	d.do(chromedp.EmulateViewport(width, height))
-	d.until(`innerWidth === %d && innerHeight === %d`, width, height)
-}
-
-func (d *device) scheme(name string) {
-	d.t.Helper()
-	if _, err := chromedp.Call(d.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: name}},
-	}); err != nil {
-		d.t.Fatal(err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: names, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
 	}
-}
-
-// open goes to a path and waits until the page shows what it has.
-func (d *device) open(path string) {
-	d.t.Helper()
-	if !strings.HasPrefix(path, "http") {
-		path = d.rw.url + path
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
 	}
-	d.do(chromedp.Navigate(path))
-	d.until(`!document.querySelector('#page').hidden`)
-}
-
-// at waits for a page that is there and ready.
-func (d *device) at(path string) {
-	d.t.Helper()
-	d.until(`location.pathname + location.search === %s && document.readyState === 'complete' && !document.querySelector('#page').hidden`, js(path))
-}
-
-func (d *device) sees(text string) {
-	d.t.Helper()
-	d.until(`document.body.innerText.includes(%s)`, js(text))
-}
-
-func (d *device) seesNot(text string) {
-	d.t.Helper()
-	d.until(`!document.body.innerText.includes(%s)`, js(text))
-}
-
-// The person's words for a field are its label, and for a button what it says
-// or, where several say the same, its accessible name.
-func field(label string) string {
-	return fmt.Sprintf(`//*[@id=//label[normalize-space()=%q]/@for]`, label)
-}
-
-func button(name string) string {
-	// While a dialog asks, the page behind it cannot be pressed.
-	return fmt.Sprintf(`//button[normalize-space()=%q or @aria-label=%q][ancestor::dialog or not(//dialog)]`, name, name)
-}
-
-func node(xpath string) string {
-	return fmt.Sprintf(`document.evaluate(%s, document, null, XPathResult.FIRST_ORDERED_NODE_TYPE).singleNodeValue`, js(xpath))
-}
-
-func (d *device) fill(label, text string) {
-	d.t.Helper()
-	d.do(chromedp.WaitVisible(field(label)), chromedp.Focus(field(label)))
-	d.until(`%s === document.activeElement`, node(field(label)))
-	d.eval(`document.activeElement.select()`)
-	d.do(chromedp.KeyEvent("\b"), chromedp.KeyEvent(text))
-}
-
-func (d *device) press(name string) {
-	d.t.Helper()
-	d.do(chromedp.Click(button(name), chromedp.NodeVisible))
-}
-
-// errorBeside waits for words beside a field: visible, tied to the field for a
-// screen reader, and with the focus there.
-func (d *device) errorBeside(label, words string) {
-	d.t.Helper()
-	f := node(field(label))
-	d.until(`!document.querySelector('[aria-disabled]')`)
-	d.until(`(f => f.ariaInvalid === 'true' && f === document.activeElement &&
-		f.getAttribute('aria-describedby').split(' ').some(id => document.getElementById(id)?.innerText.includes(%s)))(%s)`, js(words), f)
-}
-
-func (d *device) focusOn(xpath string) {
-	d.t.Helper()
-	d.until(`%s === document.activeElement`, node(xpath))
-}
-
-const password = "the eagles are coming at last"
-
-// become is the first start: the printed link, a name, a password.
-func (d *device) become(name string) {
-	d.t.Helper()
-	d.open(d.rw.invite)
-	d.fill("Username", name)
-	d.fill("New password", password)
-	d.press("Set password and log in")
-	d.at("/")
-}
-
-func (d *device) login(name, password string) {
-	d.t.Helper()
-	d.fill("Username", name)
-	d.fill("Password", password)
-	d.press("Log in")
-}
-
-// tab follows a link that opens a tab beside this one and answers with it.
-func (d *device) tab(xpath string) *device {
-	d.t.Helper()
-	opened := chromedp.WaitNewTarget(d.ctx, func(info *target.Info) bool { return info.URL != "" })
-	d.do(chromedp.Click(xpath, chromedp.NodeVisible))
-	select {
-	case id := <-opened:
-		other := &device{t: d.t, rw: d.rw, expected: maps.Clone(d.expected)}
-		ctx, cancel := chromedp.NewContext(d.ctx, chromedp.WithTargetID(id), chromedp.WithListener(other.listen))
-		d.t.Cleanup(cancel)
-		other.attach(ctx)
-		d.t.Cleanup(other.leaveClean)
-		return other
-	case <-time.After(patience):
-		d.t.Fatal("no tab opened")
-		return nil
+	folder := t.TempDir()
+	cert, key = filepath.Join(folder, "cert.pem"), filepath.Join(folder, "key.pem")
+	for name, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
+	return cert, key
 }
+
+// zeros is an endless body.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }

@@ -1,37 +1,25 @@
 //go:build gateways
 
-// What the README says of tools that ringward stands in front of, with real
-// parts: nginx and Caddy with its configurations, the program itself with
-// -proxy, Chromium, and a tool that tells what it gets.
-//
-//	go test -tags gateways -run Gateway ./...
-//
-// needs nginx, caddy and chromium (Debian's packages of these names); a part
-// that is not there fails the test.
+// gateway_test.go is what the documentation says of tools that ringward stands
+// in front of, with real parts: nginx and Caddy with its configurations, the
+// program itself with -proxy, Chromium, and a tool that tells what it gets.
 package e2e
 
 import (
 	"bufio"
 	"bytes"
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha1"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
+	"errors"
 	"fmt"
 	"html"
 	"io"
-	"math/big"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -48,6 +36,7 @@ import (
 // gatewayTool is a tool without a login. It tells what it gets.
 type gatewayTool struct {
 	addr string
+	more chan time.Time // has /events?paced send the next one
 
 	mu    sync.Mutex
 	paths []string // of the requests that reached it
@@ -64,7 +53,7 @@ func startTool(t *testing.T) *gatewayTool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tool := &gatewayTool{addr: listener.Addr().String()}
+	tool := &gatewayTool{addr: listener.Addr().String(), more: make(chan time.Time)}
 	server := &http.Server{Handler: tool}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
@@ -90,15 +79,19 @@ func (tool *gatewayTool) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.onopen = () => s.send('hello')
 			s.onmessage = e => socket.textContent += e.data
 		</script>`)
-	case "/events": // tells when it sent each
+	case "/events":
 		w.Header().Set("Content-Type", "text/event-stream")
 		control := http.NewResponseController(w)
 		for r.Context().Err() == nil {
-			fmt.Fprintf(w, "data: %d\n\n", time.Now().UnixMilli())
+			fmt.Fprint(w, "data: x\n\n")
 			control.Flush()
+			next := (<-chan time.Time)(tool.more)
+			if r.URL.RawQuery != "paced" {
+				next = time.After(200 * time.Millisecond)
+			}
 			select {
 			case <-r.Context().Done():
-			case <-time.After(200 * time.Millisecond):
+			case <-next:
 			}
 		}
 	case "/socket":
@@ -163,67 +156,40 @@ type gateway struct {
 	*ringward
 	tool *gatewayTool
 	addr string // where browsers reach it
-	pid  int    // of ringward
 }
 
-// readme answers the one block of the README in that language.
-func readme(t *testing.T, language string) string {
+// documented returns the one block of the documentation in that language.
+func documented(t *testing.T, language string) string {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
+	text, err := os.ReadFile("../docs/gateways.md")
+	if errors.Is(err, fs.ErrNotExist) {
+		text, err = os.ReadFile("../README.md")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	blocks := regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(string(text), -1)
 	if len(blocks) != 1 {
-		t.Fatalf("the README has %d blocks of %s", len(blocks), language)
+		t.Fatalf("there are %d blocks of %s", len(blocks), language)
 	}
 	return blocks[0][1]
 }
 
-func freeAddr(t *testing.T) string {
+// startOther starts a server of others, in a folder, and waits until it listens.
+func startOther(t *testing.T, addr, folder, name string, args ...string) {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
-}
-
-// run starts a server of others, in a folder, and waits until it listens.
-func run(t *testing.T, addr, folder, name string, args ...string) {
-	t.Helper()
-	cmd := exec.Command(name, args...)
-	var said bytes.Buffer
-	cmd.Dir, cmd.Stdout, cmd.Stderr = folder, &said, &said
-	cmd.Env = append(os.Environ(), "HOME="+folder, "XDG_DATA_HOME="+folder, "XDG_CONFIG_HOME="+folder)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	gone := make(chan struct{})
-	go func() { cmd.Wait(); close(gone) }()
-	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		<-gone
-		if t.Failed() {
-			t.Logf("%s said:\n%s", name, said.String())
-		}
-	})
-	for end := time.Now().Add(patience); ; {
+	p := &program{T: t, dir: folder, start: []string{name}, env: append(os.Environ(), "HOME="+folder, "XDG_DATA_HOME="+folder, "XDG_CONFIG_HOME="+folder)}
+	s := p.follow(p.command(args...))
+	t.Cleanup(func() { s.cmd.Process.Signal(syscall.SIGTERM); <-s.ended })
+	eventually(t, func() bool {
 		conn, err := net.Dial("tcp", addr)
 		if err == nil {
 			conn.Close()
-			return
+		} else if s.gone() {
+			t.Fatalf("%s ended with %v", name, s.cmd.ProcessState)
 		}
-		select {
-		case <-gone:
-			t.Fatalf("%s stopped", name)
-		case <-time.After(50 * time.Millisecond):
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%s does not listen", name)
-		}
-	}
+		return err == nil
+	})
 }
 
 func startNginx(t *testing.T, addr, block string) {
@@ -236,7 +202,7 @@ func startNginx(t *testing.T, addr, block string) {
 	if err := os.WriteFile(filepath.Join(folder, "nginx.conf"), []byte(config+block+"}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run(t, addr, folder, "nginx", "-p", folder, "-c", "nginx.conf", "-e", "stderr")
+	startOther(t, addr, folder, "nginx", "-p", folder, "-c", "nginx.conf", "-e", "stderr")
 }
 
 func startCaddy(t *testing.T, addr, block string) {
@@ -245,7 +211,7 @@ func startCaddy(t *testing.T, addr, block string) {
 	if err := os.WriteFile(filepath.Join(folder, "Caddyfile"), []byte("{\n\tadmin off\n}\n"+block), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run(t, addr, folder, "caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile")
+	startOther(t, addr, folder, "caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile")
 }
 
 var gatewayModes = []string{"nginx", "caddy", "proxy"}
@@ -255,17 +221,17 @@ func startGateway(t *testing.T, mode string, flags ...string) *gateway {
 	g := &gateway{tool: startTool(t)}
 	if mode == "proxy" {
 		g.ringward = start(t, append(flags, "-proxy", "http://"+g.tool.addr)...)
-		g.addr = strings.TrimPrefix(g.url, "http://")
+		g.addr = g.server.addr()
 	} else {
 		g.ringward = start(t, flags...)
-		g.addr = freeAddr(t)
-		_, port, _ := net.SplitHostPort(g.addr)
-		places := strings.NewReplacer("127.0.0.1:8080", strings.TrimPrefix(g.url, "http://"), "127.0.0.1:3000", g.tool.addr,
-			"listen 80;", "listen "+g.addr+";", ":80 {", ":"+port+" {")
+		g.addr = ownAddr()
+		host, port, _ := net.SplitHostPort(g.addr)
+		places := strings.NewReplacer("127.0.0.1:8080", g.server.addr(), "127.0.0.1:3000", g.tool.addr,
+			"listen 80;", "listen "+g.addr+";", ":80 {", ":"+port+" {\n\tbind "+host)
 		if mode == "nginx" {
-			startNginx(t, g.addr, places.Replace(readme(t, "nginx")))
+			startNginx(t, g.addr, places.Replace(documented(t, "nginx")))
 		} else {
-			startCaddy(t, g.addr, places.Replace(readme(t, "caddyfile")))
+			startCaddy(t, g.addr, places.Replace(documented(t, "caddyfile")))
 		}
 	}
 	g.url = "http://" + g.addr // for browsers
@@ -273,51 +239,42 @@ func startGateway(t *testing.T, mode string, flags ...string) *gateway {
 	return g
 }
 
-func (rw *ringward) addUser(name string) {
-	rw.t.Helper()
-	cmd := rw.command("-db", rw.db, "user", "add", "-password-stdin", name)
-	cmd.Stdin = strings.NewReader(password)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		rw.t.Fatalf("%v: %s", err, out)
-	}
-}
-
 // raw sends the text of a request, whose lines may end in \n, over a connection
 // of its own.
 func (g *gateway) raw(request string) (*http.Response, string) {
-	g.t.Helper()
+	g.T.Helper()
 	conn, answer := g.open(request)
 	defer conn.Close()
 	body, err := io.ReadAll(answer.Body)
 	if err != nil {
-		g.t.Fatalf("%v\nto %s", err, request)
+		g.T.Fatalf("%v\nto %s", err, request)
 	}
 	return answer, string(body)
 }
 
 func (g *gateway) open(request string) (net.Conn, *http.Response) {
-	g.t.Helper()
+	g.T.Helper()
 	conn, err := net.Dial("tcp", g.addr)
 	if err != nil {
-		g.t.Fatal(err)
+		g.T.Fatal(err)
 	}
-	conn.SetDeadline(time.Now().Add(3 * time.Minute))
+	conn.SetDeadline(time.Now().Add(2 * patience))
 	head, body, _ := strings.Cut(request, "\n\n")
 	io.WriteString(conn, strings.ReplaceAll(head, "\n", "\r\n")+"\r\n\r\n"+body)
 	answer, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: strings.Fields(request)[0]})
 	if err != nil {
-		g.t.Fatalf("%v\nto %s", err, request)
+		g.T.Fatalf("%v\nto %s", err, request)
 	}
 	return conn, answer
 }
 
 // login answers a Cookie header.
 func (g *gateway) login() string {
-	g.t.Helper()
+	g.T.Helper()
 	body := fmt.Sprintf(`{"username":"frodo","password":%q}`, password)
 	answer, said := g.raw(fmt.Sprintf("POST /auth/session HTTP/1.1\nHost: %s\nConnection: close\nContent-Type: application/json\nContent-Length: %d\n\n%s", g.addr, len(body), body))
 	if answer.StatusCode != http.StatusCreated {
-		g.t.Fatalf("login: %s %s", answer.Status, said)
+		g.T.Fatalf("login: %s %s", answer.Status, said)
 	}
 	cookie, _, _ := strings.Cut(answer.Header.Get("Set-Cookie"), ";")
 	return cookie
@@ -381,12 +338,7 @@ func TestGatewayAPI(t *testing.T) {
 		if n := g.tool.reached(); n != 0 {
 			t.Errorf("%d requests reached the tool: %s", n, g.tool.paths)
 		}
-		cmd := g.command("-db", g.db, "token", "add", "frodo", "script")
-		out, err := cmd.Output()
-		token := regexp.MustCompile(`rw_\S+`).FindString(string(out))
-		if err != nil || token == "" {
-			t.Fatalf("%v: %s", err, out)
-		}
+		token := strings.TrimSpace(g.must("", "token", "add", "frodo", "script"))
 		answer, body := g.raw(g.get("/", "a=1", "Authorization: Bearer "+token))
 		if answer.StatusCode != http.StatusOK || !strings.Contains(body, `"Remote-User":["frodo"]`) || strings.Contains(body, token) {
 			t.Errorf("with a token: %s %s", answer.Status, body)
@@ -553,20 +505,6 @@ func TestGatewayWithoutRingward(t *testing.T) {
 	}
 }
 
-// server answers the id of the process that listens where ringward does.
-func (g *gateway) server() string {
-	g.t.Helper()
-	out, err := exec.Command("sh", "-c", "grep -l -a "+strconv.Quote(g.db)+" /proc/[0-9]*/cmdline").Output()
-	for path := range strings.Lines(string(out)) {
-		path = strings.TrimSuffix(strings.TrimSpace(path), "/cmdline")
-		if exe, _ := os.Readlink(path + "/exe"); exe == binary {
-			return path
-		}
-	}
-	g.t.Fatalf("%v: no process of %s", err, g.db)
-	return ""
-}
-
 // kilobytes answers a line of /proc/PID/status.
 func kilobytes(t *testing.T, proc, name string) int {
 	t.Helper()
@@ -584,7 +522,7 @@ const gibibyte = 1 << 30
 func TestGatewayBigBodies(t *testing.T) {
 	g := startGateway(t, "proxy")
 	cookie := g.login()
-	proc := g.server()
+	proc := fmt.Sprint("/proc/", g.cmd.Process.Pid)
 	warm := func(n int64) {
 		for _, chunked := range []bool{false, true} {
 			up, _ := http.NewRequest("POST", g.url+"/upload", io.LimitReader(zeros{}, n))
@@ -621,10 +559,6 @@ func TestGatewayBigBodies(t *testing.T) {
 	}
 }
 
-type zeros struct{}
-
-func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
-
 // limited keeps the first bytes.
 type limited struct {
 	io.Writer
@@ -643,18 +577,16 @@ func TestGatewayEvents(t *testing.T) {
 	for _, mode := range gatewayModes {
 		t.Run(mode, func(t *testing.T) {
 			g := startGateway(t, mode)
-			conn, answer := g.open(g.get("/events", g.login(), "Accept: text/event-stream"))
+			conn, answer := g.open(g.get("/events?paced", g.login(), "Accept: text/event-stream"))
 			defer conn.Close()
-			var late []time.Duration
-			for lines := bufio.NewScanner(answer.Body); len(late) < 20 && lines.Scan(); {
-				if sent, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
-					ms, _ := strconv.ParseInt(sent, 10, 64)
-					late = append(late, time.Since(time.UnixMilli(ms)))
+			lines := bufio.NewScanner(answer.Body)
+			for range 20 {
+				for lines.Scan() && lines.Text() != "data: x" {
 				}
-			}
-			slices.Sort(late)
-			if len(late) < 20 || late[10] > 100*time.Millisecond {
-				t.Errorf("events came late: %v", late)
+				if lines.Err() != nil {
+					t.Fatal(lines.Err())
+				}
+				g.tool.more <- time.Time{}
 			}
 		})
 	}
@@ -707,73 +639,26 @@ func TestGatewayStreamsEnd(t *testing.T) {
 	}
 }
 
-// certificate writes one for the names, signed by itself.
-func certificate(t *testing.T, names ...string) (cert, key string) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: names, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	folder := t.TempDir()
-	for name, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: der}, "key.pem": {Type: "PRIVATE KEY", Bytes: secret}} {
-		if err := os.WriteFile(filepath.Join(folder, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return filepath.Join(folder, "cert.pem"), filepath.Join(folder, "key.pem")
-}
-
 // One login serves two tools on two names, behind a login page on a third.
 func TestGatewayDomain(t *testing.T) {
 	cert, key := certificate(t, "*.example.test")
 	tool := startTool(t)
-	authAddr, nginxAddr := freeAddr(t), freeAddr(t)
-	_, authPort, _ := net.SplitHostPort(authAddr)
+	authAddr, nginxAddr := ownAddr(), ownAddr()
+	host, authPort, _ := net.SplitHostPort(authAddr)
 	_, nginxPort, _ := net.SplitHostPort(nginxAddr)
 
-	rw := &ringward{t: t, db: filepath.Join(t.TempDir(), "ringward.db"), secret: "0123456789abcdef0123456789abcdef", url: "https://auth.example.test:" + authPort}
-	cmd := rw.command("-addr", authAddr, "-db", rw.db, "-tls-cert", cert, "-tls-key", key, "-public-url", rw.url,
-		"-cookie-domain", "example.test", "-trusted-proxies", "127.0.0.1/32", "-proxy", "http://"+tool.addr)
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("ringward said:\n%s", said.String())
-		}
-	})
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
-	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
-		if answer, err := client.Get("https://" + authAddr + "/healthz"); err == nil {
-			answer.Body.Close()
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("ringward does not listen")
-		}
-	}
+	public := "https://auth.example.test:" + authPort
+	rw := &ringward{server: newProgram(t).serve("-addr", authAddr, "-tls-cert", cert, "-tls-key", key, "-public-url", public,
+		"-cookie-domain", "example.test", "-trusted-proxies", "127.0.0.1/32", "-proxy", "http://"+tool.addr)}
+	rw.url = public
 	rw.addUser("frodo")
 	startNginx(t, nginxAddr, strings.NewReplacer("http://127.0.0.1:8080", "https://"+authAddr, "127.0.0.1:3000", tool.addr,
-		"listen 80;", "listen "+nginxAddr+" ssl; ssl_certificate "+cert+"; ssl_certificate_key "+key+";").Replace(readme(t, "nginx")))
+		"listen 80;", "listen "+nginxAddr+" ssl; ssl_certificate "+cert+"; ssl_certificate_key "+key+";").Replace(documented(t, "nginx")))
 
-	allocator, stop := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("host-resolver-rules", "MAP *.test 127.0.0.1"), chromedp.UserDataDir(t.TempDir()))...)
-	t.Cleanup(stop)
-	ctx, cancel := chromedp.NewContext(allocator)
-	t.Cleanup(cancel)
+	ctx, err := chromium(chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("host-resolver-rules", "MAP *.test "+host))
+	if err != nil {
+		t.Fatal("Chromium does not start: ", err)
+	}
 	d := &device{t: t, rw: rw, expected: map[string]bool{}}
 	d.attach(ctx)
 	login := func(at string) {

@@ -1,3 +1,5 @@
+//go:build browser
+
 package e2e
 
 import (
@@ -19,7 +21,7 @@ import (
 )
 
 // From the first start to the second device that is put out.
-func TestStory(t *testing.T) {
+func TestPageStory(t *testing.T) {
 	rw := start(t)
 	laptop := rw.device()
 	laptop.refused("404 /auth/invites/")
@@ -102,16 +104,13 @@ func TestStory(t *testing.T) {
 }
 
 // A second person gets a link from the operator: the name stands in it.
-func TestInvite(t *testing.T) {
+func TestPageInvite(t *testing.T) {
 	rw := start(t)
 	rw.device().become("frodo")
-	out, err := rw.command("-db", rw.db, "user", "add", "sam").Output()
-	if err != nil {
-		t.Fatalf("user add: %v", err)
-	}
+	sams := rw.must("", "user", "add", "sam")
 	d := rw.device()
 	d.refused("422 /auth/invites/")
-	d.open(inviting.FindString(string(out)))
+	d.open(strings.TrimSpace(sams))
 	d.sees("This link works once, until ")
 	d.focusOn(field("New password"))
 	d.until(`document.querySelector('#username').value === 'sam' && document.querySelector('#username').readOnly`)
@@ -139,7 +138,7 @@ func TestInvite(t *testing.T) {
 	d.become("frodo")
 }
 
-func TestPassword(t *testing.T) {
+func TestPagePassword(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
 	d.become("frodo")
@@ -185,7 +184,7 @@ func TestPassword(t *testing.T) {
 	d.at("/")
 }
 
-func TestToken(t *testing.T) {
+func TestPageToken(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
 	d.become("frodo")
@@ -234,7 +233,7 @@ func TestToken(t *testing.T) {
 var paste = chromedp.KeyEvent("v", chromedp.KeyModifiers(kb.ModifierCtrl),
 	func(p *input.DispatchKeyEventParams) { p.Commands = []string{"paste"} })
 
-func TestThrottle(t *testing.T) {
+func TestPageThrottle(t *testing.T) {
 	t.Parallel() // it mostly waits
 	rw := start(t)
 	rw.device().become("frodo")
@@ -273,7 +272,7 @@ func TestThrottle(t *testing.T) {
 
 // What next may say, and where the browser then is. A device fails its test
 // when it asks any other server for anything.
-func TestNext(t *testing.T) {
+func TestPageNext(t *testing.T) {
 	t.Parallel() // it mostly waits
 	rw := start(t)
 	d := rw.device()
@@ -367,7 +366,7 @@ func TestNext(t *testing.T) {
 
 // In front of another tool, logging in leads to the tool's page that was asked
 // for, and the account page leads back to the tool.
-func TestProxy(t *testing.T) {
+func TestPageProxy(t *testing.T) {
 	tool := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		fmt.Fprintf(w, `<link rel="icon" href="data:,"><main id="page">%s asks for %s</main>`,
@@ -392,7 +391,7 @@ func TestProxy(t *testing.T) {
 }
 
 // The session ends while somebody writes: nothing that was typed is lost.
-func TestLostSession(t *testing.T) {
+func TestPageLostSession(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
 	d.become("frodo")
@@ -424,10 +423,7 @@ func TestLostSession(t *testing.T) {
 	d.sees("a long and well thought name is added.")
 
 	// Somebody else came back: this page is no longer theirs.
-	out, err := rw.command("-db", rw.db, "user", "add", "sam").Output()
-	if err != nil {
-		t.Fatalf("user add: %v", err)
-	}
+	sams := rw.must("", "user", "add", "sam")
 	d.refused("401 /ringsofpower")
 	d.press("Change Narya")
 	beside.open("/auth/account")
@@ -437,7 +433,7 @@ func TestLostSession(t *testing.T) {
 	d.press("Save")
 	d.refused("401 /ringsofpower/1")
 	d.sees("Your session has ended")
-	beside.open(inviting.FindString(string(out)))
+	beside.open(strings.TrimSpace(sams))
 	beside.fill("New password", "po-ta-toes boil em mash em")
 	beside.press("Set password and log in")
 	beside.at("/")
@@ -447,7 +443,7 @@ func TestLostSession(t *testing.T) {
 }
 
 // Nobody reads on with the back button.
-func TestBackAfterLogout(t *testing.T) {
+func TestPageBackAfterLogout(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
 	d.become("frodo")
@@ -480,7 +476,7 @@ func TestBackAfterLogout(t *testing.T) {
 }
 
 // A button that is pressed twice asks once.
-func TestOnce(t *testing.T) {
+func TestPageOnce(t *testing.T) {
 	rw := start(t)
 	rw.device().become("frodo")
 	d := rw.device()
@@ -507,7 +503,7 @@ func TestOnce(t *testing.T) {
 }
 
 // A password comes by the clipboard as well.
-func TestPaste(t *testing.T) {
+func TestPagePaste(t *testing.T) {
 	rw := start(t)
 	rw.device().become("frodo")
 	d := rw.device()
@@ -522,8 +518,9 @@ func TestPaste(t *testing.T) {
 }
 
 // The server is away for a while: the page says so and keeps what was typed.
-func TestServerAway(t *testing.T) {
-	rw := start(t)
+func TestPageServerAway(t *testing.T) {
+	addr := ownAddr()
+	rw := start(t, "-addr", addr)
 	d := rw.device()
 	d.become("frodo")
 	d.fill("Name", "kept")
@@ -532,7 +529,7 @@ func TestServerAway(t *testing.T) {
 	d.press("Add")
 	d.sees("The server does not answer.")
 	d.until(`document.querySelector('#name').value === 'kept'`)
-	rw.run("-addr", strings.TrimPrefix(rw.url, "http://"), "-db", rw.db)
+	rw.serve("-addr", addr)
 	d.press("Add")
 	d.sees("kept is added.")
 	d.mu.Lock()
@@ -545,7 +542,7 @@ func TestServerAway(t *testing.T) {
 
 // The whole of it without a mouse: what is reached by Tab, is pressed by Enter
 // or space, and shows its focus.
-func TestKeyboard(t *testing.T) {
+func TestPageKeyboard(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
 	d.become("frodo")
@@ -627,10 +624,10 @@ func TestKeyboard(t *testing.T) {
 
 // Every page, in every state that axe can look at, on a phone, at 200 % zoom
 // and on a desk, light and dark: no findings, and nothing wider than the screen.
-func TestAxe(t *testing.T) {
+func TestPageAxe(t *testing.T) {
 	path := os.Getenv("AXE")
 	if path == "" {
-		t.Fatal("AXE must name axe.min.js of npm's package axe-core (see the top of e2e_test.go)")
+		t.Fatal("AXE must name axe.min.js of npm's package axe-core (.ci/browser installs it)")
 	}
 	axe, err := os.ReadFile(path)
 	if err != nil {
@@ -709,7 +706,7 @@ func TestAxe(t *testing.T) {
 }
 
 // On a slow line a page says that it loads, and then nothing on it moves.
-func TestStill(t *testing.T) {
+func TestPageStill(t *testing.T) {
 	t.Parallel() // it mostly waits
 	rw := start(t)
 	rw.device().become("frodo")
@@ -758,7 +755,7 @@ func TestStill(t *testing.T) {
 }
 
 // Without its script a page says what it lacks.
-func TestWithoutScript(t *testing.T) {
+func TestPageWithoutScript(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
 	d.do(chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
@@ -774,7 +771,7 @@ func TestWithoutScript(t *testing.T) {
 }
 
 // What each page costs, with its headers and its data.
-func TestWeight(t *testing.T) {
+func TestPageWeight(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
 	d.become("frodo")
@@ -802,7 +799,7 @@ func TestWeight(t *testing.T) {
 }
 
 // The tests above lean on a device that sees what goes wrong: it does.
-func TestDeviceSees(t *testing.T) {
+func TestPageDeviceSees(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
 	d.open("/auth/login")

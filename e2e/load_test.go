@@ -3,12 +3,11 @@
 // load_test.go puts the real program under the load of somebody who wants it
 // down, or who listens to how long it takes. It needs wrk, slowhttptest and
 // 12,000 open files; .ci/attack brings them and runs it.
-package main
+package e2e
 
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"fmt"
 	"io"
 	"math"
@@ -23,129 +22,53 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/crypto/bcrypt"
 )
 
-var built = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "ringward-load-*")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "ringward")
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("%w: %s", err, out)
-	}
-	return path, err
-})
+// process is a program that serves, at the cost that a password has by default.
+type process struct{ *server }
 
-// process is a ringward of its own.
-type process struct {
-	*testing.T
-	binary, dir, url string
-	cmd              *exec.Cmd
-}
-
-func startProcess(t *testing.T, args ...string) *process {
+func startProcess(t *testing.T, args ...string) process {
 	t.Helper()
-	binary, err := built()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &process{T: t, binary: binary, dir: t.TempDir()}
-	log, err := os.Create(filepath.Join(p.dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	p.cmd = exec.Command(binary, append([]string{"-addr", "127.0.0.1:0", "-db", filepath.Join(p.dir, "r.db")}, args...)...)
-	p.cmd.Env = append(os.Environ(), "SECRET_KEY="+rand.Text()+rand.Text())
-	p.cmd.Stderr = log
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		p.cmd.Process.Signal(syscall.SIGTERM)
-		if err := p.cmd.Wait(); err != nil {
-			t.Errorf("at the end: %v\n%s", err, tail(log.Name()))
-		}
-	})
-	listening := regexp.MustCompile(`listening on (http://[0-9.:]+)`)
-	eventually(t, func() bool {
-		text, _ := os.ReadFile(log.Name())
-		if m := listening.FindSubmatch(text); m != nil {
-			p.url = string(m[1])
-		}
-		return p.url != ""
-	})
-	return p
-}
-
-func tail(file string) []byte {
-	text, _ := os.ReadFile(file)
-	return text[max(0, len(text)-2000):]
-}
-
-// command runs one of the program's.
-func (p *process) command(stdin string, args ...string) {
-	p.Helper()
-	cmd := exec.Command(p.binary, append([]string{"-db", filepath.Join(p.dir, "r.db")}, args...)...)
-	cmd.Stdin = strings.NewReader(stdin)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		p.Fatalf("%v: %v %s", args, err, out)
-	}
-}
-
-func (p *process) addUser(name string) {
-	p.Helper()
-	p.command(testPassword, "user", "add", "-password-stdin", name)
+	p := newProgram(t)
+	p.env = append(p.env, "RINGWARD_BCRYPT_COST=12")
+	s := p.serve(args...)
+	t.Cleanup(func() { s.stop() })
+	return process{s}
 }
 
 // try sends a login from an address, which is one of loopback.
-func (p *process) try(user, password, addr string) (status int, retry string, took time.Duration) {
+func (p process) try(user, password, addr string) (status int, retry string, took time.Duration) {
 	p.Helper()
 	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(addr)}}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialer.DialContext}}
 	start := time.Now()
 	answer, err := client.Post(p.url+"/auth/session", "application/json", strings.NewReader(credentials(user, password)))
 	if err != nil {
-		p.Fatal(err)
+		p.Error(err)
+		return
 	}
 	io.Copy(io.Discard, answer.Body)
 	answer.Body.Close()
 	return answer.StatusCode, answer.Header.Get("Retry-After"), time.Since(start)
 }
 
-// session answers the cookie of a new one.
-func (p *process) session(user string) string {
-	p.Helper()
-	answer, err := http.Post(p.url+"/auth/session", "application/json", strings.NewReader(credentials(user, testPassword)))
-	if err != nil || answer.StatusCode != 201 {
-		p.Fatal(answer, err)
-	}
-	answer.Body.Close()
-	pair, _, _ := strings.Cut(answer.Header.Get("Set-Cookie"), ";")
-	return pair
-}
-
 // rss is the program's memory in MiB.
-func (p *process) rss() int {
+func (p process) rss() int {
 	p.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	m := regexp.MustCompile(`VmRSS:\s+(\d+) kB`).FindSubmatch(text)
 	if err != nil || m == nil {
-		p.Fatal(err, string(text))
+		p.Error(err, string(text))
+		return 0
 	}
 	kb, _ := strconv.Atoi(string(m[1]))
 	return kb / 1024
 }
 
 // alive fails the test for every answer that takes over a second, until stop.
-func (p *process) alive() (stop func()) {
+func (p process) alive() (stop func()) {
 	ended, stopped := make(chan struct{}), make(chan struct{})
 	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	asked, slowest := 0, time.Duration(0)
@@ -191,17 +114,12 @@ func TestLoadTimeTellsNothing(t *testing.T) {
 	for _, name := range []string{"wrong", "disabled", "long", "longer", "longest", "empty", "nul"} {
 		p.addUser(name)
 	}
-	p.command("", "user", "add", "invited")
-	p.command("", "user", "disable", "disabled")
-	hash, err := bcrypt.GenerateFromPassword([]byte(testPassword), bcrypt.MinCost)
-	if err != nil {
+	p.must("", "user", "add", "invited")
+	p.must("", "user", "disable", "disabled")
+	if err := os.WriteFile(p.path("htpasswd"), []byte("imported:"+rosiesHash+"\n"), 0o600); err != nil { // of low cost
 		t.Fatal(err)
 	}
-	file := filepath.Join(p.dir, "htpasswd")
-	if err := os.WriteFile(file, []byte("imported:"+string(hash)+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p.command("", "user", "import", file)
+	p.must("", "user", "import", "htpasswd")
 
 	type kind struct{ name, user, password string }
 	kinds := []kind{
@@ -209,14 +127,14 @@ func TestLoadTimeTellsNothing(t *testing.T) {
 		{"unknown user", "unknown", "wrong"},
 		{"no username", "not a username", "wrong"},
 		{"username of 10,000 bytes", strings.Repeat("u", 10_000), "wrong"},
-		{"disabled user, right password", "disabled", testPassword},
-		{"invited user", "invited", testPassword},
+		{"disabled user, right password", "disabled", password},
+		{"invited user", "invited", password},
 		{"imported hash of low cost", "imported", "wrong"},
 		{"73 bytes", "long", strings.Repeat("x", 73)},
 		{"1,025 bytes", "longer", strings.Repeat("x", 1025)},
 		{"60,000 bytes", "longest", strings.Repeat("x", 60_000)},
 		{"empty password", "empty", ""},
-		{"NUL", "nul", testPassword + "\x00"},
+		{"NUL", "nul", password + "\x00"},
 	}
 	const rounds = 40 // less than userLimit
 	took := map[string][]time.Duration{}
@@ -277,7 +195,7 @@ func TestLoadFloodOfLogins(t *testing.T) {
 		t.Run(from.name, func(t *testing.T) {
 			p := startProcess(t, "-trusted-proxies", "127.0.0.1")
 			p.addUser("frodo")
-			get := []string{"-t1", "-c4", "-H", "Cookie: " + p.session("frodo"), p.url + "/auth/session"}
+			get := []string{"-t1", "-c4", "-H", "Cookie: " + strings.TrimPrefix(p.login("frodo"), "Cookie: "), p.url + "/auth/session"}
 			wrk(t, "", append([]string{"-d1s"}, get...)...)
 			quiet, quietP99, _, _ := wrk(t, "", append([]string{"-d5s"}, get...)...)
 			memory := p.rss()
@@ -332,7 +250,7 @@ end`, "-t2", "-c256", fmt.Sprintf("-d%ds", from.seconds), p.url+"/auth/session")
 				t.Error("nobody was refused")
 			}
 			p.addUser("merry") // and then it is as before
-			if status, _, _ := p.try("merry", testPassword, "127.2.0.1"); status != 201 {
+			if status, _, _ := p.try("merry", password, "127.2.0.1"); status != 201 {
 				t.Errorf("a login after it: %d", status)
 			}
 		})
@@ -387,7 +305,7 @@ func TestLoadSlowClients(t *testing.T) {
 }
 
 // files is how many the program has open.
-func (p *process) files() int {
+func (p process) files() int {
 	p.Helper()
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
 	if err != nil {
@@ -461,7 +379,3 @@ func TestLoadGiantBodies(t *testing.T) {
 		t.Errorf("memory grows: %d MiB, %d", before, p.rss())
 	}
 }
-
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
