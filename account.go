@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -51,9 +52,12 @@ var errTooMany = errors.New("there are too many")
 // promises.
 type accountStore interface {
 	Store
+	// empty says whether there are no users.
+	empty() (bool, error)
 	// setPassword replaces the hash of a user verified as in login, ends every
 	// session and invite of the user, and starts s.
 	setPassword(was User, hash string, s Session) error
+	// endUserSessions is for everybody's with "".
 	endUserSessions(user string) error
 
 	// addToken is fs.ErrExist where the user has a token of that name,
@@ -76,8 +80,18 @@ type accountStore interface {
 	invite(k Key, now time.Time) (Invite, error)
 	// acceptInvite, in one transaction, uses the invite up, gives u.Hash to its
 	// user (or makes u, if the invite has none), ends all that the user could
-	// get in with and the sessions under ends, and starts s.
-	acceptInvite(k Key, u User, s Session, ends []Key) error
+	// get in with and the sessions under ends, and starts s, unless that is the
+	// zero Session.
+	acceptInvite(k Key, now time.Time, u User, s Session, ends []Key) error
+}
+
+func (b *BoltStore) empty() (yes bool, err error) {
+	err = b.view(func(tx *bolt.Tx) error {
+		k, _ := tx.Bucket(bucketUsers).Cursor().First()
+		yes = k == nil
+		return nil
+	})
+	return yes, err
 }
 
 func (b *BoltStore) setPassword(was User, hash string, s Session) error {
@@ -185,9 +199,9 @@ func (b *BoltStore) invite(k Key, now time.Time) (i Invite, err error) {
 	return i, err
 }
 
-func (b *BoltStore) acceptInvite(k Key, u User, s Session, ends []Key) error {
+func (b *BoltStore) acceptInvite(k Key, now time.Time, u User, s Session, ends []Key) error {
 	return b.update(func(tx *bolt.Tx) error {
-		i, err := getInvite(tx, k, s.Created)
+		i, err := getInvite(tx, k, now)
 		if err != nil {
 			return err
 		}
@@ -205,7 +219,7 @@ func (b *BoltStore) acceptInvite(k Key, u User, s Session, ends []Key) error {
 		if err := putUser(tx, u); err != nil {
 			return err
 		}
-		if err := drop(tx, kindSession, ends...); err != nil {
+		if err := drop(tx, kindSession, ends...); err != nil || s.User == "" {
 			return err
 		}
 		return startSession(tx, s)
@@ -280,22 +294,73 @@ func (a *Account) handlePassword(w http.ResponseWriter, r *http.Request) {
 	if !readJSON(w, r, fields{"current": &current, "new": &chosen}, nil) || !a.checkNewPassword(w, l.User.Name, chosen) {
 		return
 	}
+	if chosen == current {
+		respondError(w, http.StatusUnprocessableEntity, "Password must not be the one that you have")
+		return
+	}
 	now := time.Now()
 	s, id := a.newSession(l.User.Name, r, now)
-	err := a.withPassword(r, l.User.Name, current, a.throttle.login(l.User.Name, clientAddr(r)), func(u User) error {
+	err := a.withPassword(r, l.User.Name, current, a.throttle.session(l.Session.Key), func(u User) error {
 		hash, err := a.hashPassword(r.Context(), chosen)
 		if err == nil {
-			err = a.accounts.setPassword(u, hash, s)
+			err = recording(a.accounts, act(r, "password set", u.Name)).setPassword(u, hash, s)
 		}
 		return err
 	})
 	if err != nil {
-		a.fail(w, r, err, http.StatusForbidden, "Current password is wrong")
+		a.fail(w, r, err, http.StatusForbidden, wrongCurrent)
 		return
 	}
 	a.event(r, "password set", l.User.Name)
 	a.setCookie(w, id, s, now)
 	w.WriteHeader(http.StatusNoContent)
+}
+
+const wrongCurrent = "Current password is wrong"
+
+// proofLife is how long a person who has confirmed who they are need not do it
+// again for what changes the account.
+const proofLife = 5 * time.Minute
+
+// confirmByPassword responds with a proof that the person is there, and not the
+// page of a tool on the same host, which has the session too. It is a signature
+// that the page keeps in its memory.
+func (a *Account) confirmByPassword(w http.ResponseWriter, r *http.Request, l Login, password string) {
+	err := a.withPassword(r, l.User.Name, password, a.throttle.session(l.Session.Key), func(User) error { return nil })
+	if err != nil {
+		a.fail(w, r, err, http.StatusForbidden, wrongCurrent)
+		return
+	}
+	a.respondConfirmed(w, r, l)
+}
+
+func (a *Account) respondConfirmed(w http.ResponseWriter, r *http.Request, l Login) {
+	a.event(r, "confirmed", l.User.Name)
+	expires := seconds(time.Now().Add(proofLife))
+	proof := strconv.FormatInt(expires.Unix(), 10)
+	respond(w, http.StatusCreated, struct {
+		Proof   string    `json:"proof"`
+		Expires time.Time `json:"expires"`
+	}{proof + "." + a.keys[0].sign(proofName(l), proof), expires})
+}
+
+// proofName is what the signature of a proof is for; no cookie has a space in
+// its name.
+func proofName(l Login) string { return "ringward proof " + l.id.id }
+
+// requireProof is requireSession for what a session alone may not do.
+func (a *Account) requireProof(next http.HandlerFunc) http.Handler {
+	return a.requireSession(func(w http.ResponseWriter, r *http.Request) {
+		l := loginOf(r)
+		expires, signature, _ := strings.Cut(r.Header.Get("Ringward-Proof"), ".")
+		until, err := strconv.ParseInt(expires, 10, 64)
+		signed := slices.ContainsFunc(a.keys, func(key *signingKey) bool { return key.verify(proofName(l), expires, signature) })
+		if err != nil || !signed || !time.Now().Before(time.Unix(until, 0)) {
+			respondError(w, http.StatusForbidden, "Confirm that it is you")
+			return
+		}
+		next(w, r)
+	})
 }
 
 // checkNewPassword responds with the rule that a new password breaks, if any.
@@ -351,7 +416,7 @@ func (a *Account) handleEndSession(w http.ResponseWriter, r *http.Request) {
 		err = fs.ErrNotExist
 	}
 	if err == nil {
-		err = a.accounts.endSessions(own[i].Key)
+		err = recording(a.accounts, act(r, "session ended", l.User.Name)).endSessions(own[i].Key)
 	}
 	if err != nil {
 		a.fail(w, r, err, http.StatusNotFound, "No such session")
@@ -367,7 +432,7 @@ func (a *Account) handleEndSession(w http.ResponseWriter, r *http.Request) {
 // handleEndSessions is DELETE /auth/sessions.
 func (a *Account) handleEndSessions(w http.ResponseWriter, r *http.Request) {
 	name := UserOf(r)
-	if err := a.accounts.endUserSessions(name); err != nil {
+	if err := recording(a.accounts, act(r, "all sessions ended", name)).endUserSessions(name); err != nil {
 		a.fail(w, r, err, 0, "")
 		return
 	}
@@ -382,7 +447,11 @@ func (a *Account) tokenLogin(secret string, now time.Time) (Login, error) {
 	if err != nil {
 		return Login{}, err
 	}
-	if used := now.Truncate(usedEvery); used.After(t.Used) {
+	used := now.Truncate(usedEvery)
+	if used.Before(t.Created) {
+		used = t.Created
+	}
+	if used.After(t.Used) {
 		if err := a.accounts.useToken(t.Key, used); errors.Is(err, fs.ErrNotExist) {
 			return Login{}, err
 		} else if err != nil {
@@ -438,7 +507,7 @@ func (a *Account) handleAddToken(w http.ResponseWriter, r *http.Request) {
 	}
 	t, secret, err := newToken(UserOf(r), name, expires, time.Now())
 	if err == nil {
-		err = a.accounts.addToken(t)
+		err = recording(a.accounts, act(r, "token made", t.User)).addToken(t)
 	}
 	if problem := tokenProblem(err); problem != "" {
 		respondError(w, http.StatusUnprocessableEntity, problem)
@@ -460,8 +529,8 @@ func (e errInput) Error() string { return string(e) }
 
 // newToken refuses with errInput. expires is RFC 3339, or "" for never.
 func newToken(user, name, expires string, now time.Time) (Token, string, error) {
-	if strings.TrimSpace(name) == "" || len(name) > maxTokenName || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
-		return Token{}, "", errInput(fmt.Sprintf("Name must have 1 to %d bytes and no control characters", maxTokenName))
+	if problem := labelProblem(name); problem != "" {
+		return Token{}, "", errInput(problem)
 	}
 	secret, _ := newSecret()
 	secret = "rw_" + secret
@@ -474,6 +543,14 @@ func newToken(user, name, expires string, now time.Time) (Token, string, error) 
 		t.Expires = at
 	}
 	return t, secret, nil
+}
+
+// labelProblem returns the rule that a token's or a passkey's name breaks, or "".
+func labelProblem(name string) string {
+	if strings.TrimSpace(name) == "" || len(name) > maxTokenName || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
+		return fmt.Sprintf("Name must have 1 to %d bytes and no control characters", maxTokenName)
+	}
+	return ""
 }
 
 // tokenProblem is what a person can mend about a token that was not added.
@@ -499,7 +576,7 @@ func (a *Account) handleRemoveToken(w http.ResponseWriter, r *http.Request) {
 		err = fs.ErrNotExist
 	}
 	if err == nil {
-		err = a.accounts.removeToken(own[i].Key)
+		err = recording(a.accounts, act(r, "token removed", name)).removeToken(own[i].Key)
 	}
 	if err != nil {
 		a.fail(w, r, err, http.StatusNotFound, "No such token")
@@ -533,7 +610,7 @@ func (a *Account) handleInvite(w http.ResponseWriter, r *http.Request) {
 // handleAcceptInvite is POST /auth/invites/{token}.
 func (a *Account) handleAcceptInvite(w http.ResponseWriter, r *http.Request) {
 	var password, username string
-	if !a.sameSite(w, r) || !readJSON(w, r, fields{"password": &password}, fields{"username": &username}) {
+	if !a.readSameSite(w, r, fields{"password": &password}, fields{"username": &username}) {
 		return
 	}
 	i, err := a.accounts.invite(keyOf(r.PathValue("token")), time.Now())
@@ -554,11 +631,24 @@ func (a *Account) handleAcceptInvite(w http.ResponseWriter, r *http.Request) {
 	if !a.checkNewPassword(w, name, password) {
 		return
 	}
-	hash, err := a.hashPassword(r.Context(), password)
 	now := time.Now()
-	s, id := a.newSession(name, r, now)
+	u := User{Name: name, Created: now}
+	if i.User != "" {
+		u, err = a.accounts.user(name)
+	}
 	if err == nil {
-		err = a.accounts.acceptInvite(i.Key, User{Name: name, Hash: hash, Created: now}, s, a.sessionKeys(r))
+		u.Hash, err = a.hashPassword(r.Context(), password)
+	}
+	var pending any
+	if err == nil && a.factor != nil {
+		pending, err = a.factor.next(u, now)
+	}
+	s, id := Session{}, ""
+	if pending == nil {
+		s, id = a.newSession(name, r, now)
+	}
+	if err == nil {
+		err = recording(a.accounts, act(r, "invite used", name)).acceptInvite(i.Key, now, u, s, a.sessionKeys(r))
 	}
 	if err != nil {
 		a.fail(w, r, err, http.StatusNotFound, noInvite)
@@ -569,7 +659,11 @@ func (a *Account) handleAcceptInvite(w http.ResponseWriter, r *http.Request) {
 	}
 	a.event(r, "invite used", name)
 	a.event(r, "password set", name)
-	a.respondLoggedIn(w, r, s, id, now)
+	if pending != nil {
+		respond(w, http.StatusAccepted, pending)
+		return
+	}
+	a.respondLoggedIn(w, r, s, id)
 }
 
-const nameProblem = "Username must be 1 to 64 of a-z 0-9 . _ @ - and begin with a letter or digit"
+const nameProblem = "Username must be small letters, digits, and . _ @ -, beginning with a letter or digit, at most 64"

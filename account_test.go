@@ -27,23 +27,46 @@ import (
 // accountServer is the program without its listeners.
 type accountServer struct {
 	*testing.T
-	http.Handler
-	path     string
-	store    *BoltStore
-	auth     *Auth
-	operator *Operator
-	log      *bytes.Buffer // read it when no request runs
+	http.Handler // the routes, without Protect
+	*program
+	path  string
+	store *BoltStore
+	log   *bytes.Buffer // read it when no request runs
+}
+
+// testConfig is what flags make of the configuration.
+func testConfig(t testing.TB, flags ...string) config {
+	t.Helper()
+	c, _, err := parseConfig(flags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// newTestProgram joins the parts over a store, with cheap hashes.
+func newTestProgram(t testing.TB, store fullStore, log io.Writer, flags ...string) *program {
+	t.Helper()
+	p, err := newProgram(testConfig(t, flags...), store, []string{testKey}, newLogger(log, false), "http://test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.auth.Cost = bcrypt.MinCost
+	if err := store.seedRings(); err != nil {
+		t.Fatal(err)
+	}
+	return p
 }
 
 // newAccountServer has the users frodo and sam, both with testPassword.
-func newAccountServer(t *testing.T) *accountServer {
+func newAccountServer(t *testing.T, flags ...string) *accountServer {
 	t.Helper()
-	return newAccountServerAt(t, filepath.Join(t.TempDir(), "test.db"))
+	return newAccountServerAt(t, filepath.Join(t.TempDir(), "test.db"), flags...)
 }
 
-func newAccountServerAt(t *testing.T, path string) *accountServer {
+func newAccountServerAt(t *testing.T, path string, flags ...string) *accountServer {
 	t.Helper()
-	s := openAccountServer(t, path)
+	s := openAccountServer(t, path, flags...)
 	hash, err := s.auth.hashPassword(s.Context(), testPassword)
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +79,7 @@ func newAccountServerAt(t *testing.T, path string) *accountServer {
 	return s
 }
 
-func openAccountServer(t *testing.T, path string) *accountServer {
+func openAccountServer(t *testing.T, path string, flags ...string) *accountServer {
 	t.Helper()
 	store, err := OpenStore(path)
 	if err != nil {
@@ -64,19 +87,9 @@ func openAccountServer(t *testing.T, path string) *accountServer {
 	}
 	t.Cleanup(func() { store.Close() })
 	store.db.NoSync = true // what the disk has after a crash is not for these tests
-	auth, err := NewAuth(store, testKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &accountServer{T: t, path: path, store: store, auth: auth, log: new(bytes.Buffer)}
-	auth.Cost, auth.Log = bcrypt.MinCost, newLogger(s.log, false)
-	account := &Account{auth, store, 15}
-	auth.tokenLogin, auth.seen = account.tokenLogin, seenUser
-	s.operator = &Operator{auth, store, 15, "http://test"}
-	if err := store.seedRings(); err != nil {
-		t.Fatal(err)
-	}
-	s.Handler = routes(auth, account, &Rings{auth, store}, &Gateway{auth: auth})
+	s := &accountServer{T: t, path: path, store: store, log: new(bytes.Buffer)}
+	s.program = newTestProgram(t, store, s.log, flags...)
+	s.Handler = s.next
 	return s
 }
 
@@ -118,8 +131,16 @@ func (s *accountServer) enter(user, password string) string {
 // token makes one over the API and returns it.
 func (s *accountServer) token(cookie, body string) (t tokenView) {
 	s.Helper()
-	s.want(http.StatusCreated, &t, "POST", "/auth/tokens", body, "Cookie", cookie)
+	s.want(http.StatusCreated, &t, "POST", "/auth/tokens", body, "Cookie", cookie, "Ringward-Proof", s.proof(cookie))
 	return t
+}
+
+// proof confirms that it is the person, with testPassword.
+func (s *accountServer) proof(cookie string) string {
+	s.Helper()
+	var confirmed struct{ Proof string }
+	s.want(http.StatusCreated, &confirmed, "POST", "/auth/confirm", `{"password":"`+testPassword+`"}`, "Cookie", cookie)
+	return confirmed.Proof
 }
 
 // invite makes one and returns its secret.
@@ -214,9 +235,9 @@ type renewing struct {
 	meanwhile func()
 }
 
-func (r renewing) renew(k Key, now, idle time.Time) error {
+func (r renewing) renew(k Key, now, seen, idle time.Time) error {
 	r.meanwhile()
-	return r.Store.renew(k, now, idle)
+	return r.Store.renew(k, now, seen, idle)
 }
 
 // Whatever ends a session while a request of it is in flight, the request does
@@ -230,7 +251,7 @@ func TestNoRequestRevivesAnEndedSession(t *testing.T) {
 	session := func(idle time.Duration) (Session, string) {
 		now := time.Now()
 		fresh, id := s.auth.newSession("frodo", httptest.NewRequest("GET", "/", nil), now)
-		fresh.Idle = now.Add(idle)
+		fresh.Idle, fresh.Seen = now.Add(idle), now.Add(idle-s.auth.Idle)
 		return fresh, id
 	}
 	for name, end := range map[string]func(cookie string, ended Session) error{
@@ -253,7 +274,7 @@ func TestNoRequestRevivesAnEndedSession(t *testing.T) {
 		"invite": func(string, Session) error {
 			i, _ := newInvite("frodo", time.Now())
 			fresh, _ := session(time.Hour)
-			return errors.Join(s.store.addInvite(i), s.store.acceptInvite(i.Key, frodo, fresh, nil))
+			return errors.Join(s.store.addInvite(i), s.store.acceptInvite(i.Key, time.Now(), frodo, fresh, nil))
 		},
 		"expiry": func(_ string, ended Session) error { // as the sweep of a server whose clock is ahead sees it
 			_, err := s.store.Sweep(t.Context(), ended.Idle)
@@ -470,7 +491,7 @@ func TestTokens(t *testing.T) {
 	for _, bad := range []string{`{"name":""}`, `{"name":" "}`, `{"name":"nightly build"}`, `{"name":"a\u0000b"}`, `{"name":"\u009b31m"}`,
 		`{"name":"` + strings.Repeat("x", 65) + `"}`, `{"name":"` + strings.Repeat("é", 33) + `"}`,
 		`{"name":"x","expires":"tomorrow"}`, `{"name":"x","expires":"2001-01-01T00:00:00Z"}`, `{"name":"x","expires":"2262-01-01T00:00:00Z"}`} {
-		s.want(http.StatusUnprocessableEntity, nil, "POST", "/auth/tokens", bad, "Cookie", cookie)
+		s.want(http.StatusUnprocessableEntity, nil, "POST", "/auth/tokens", bad, "Cookie", cookie, "Ringward-Proof", s.proof(cookie))
 	}
 	s.token(cookie, `{"name":"`+strings.Repeat("é", 32)+`"}`)
 	foreign := s.enter("sam", testPassword)
@@ -522,7 +543,9 @@ func TestTokens(t *testing.T) {
 	if !errors.Is(s.store.useToken(keyOf(token.Token), time.Now()), fs.ErrNotExist) {
 		t.Error("a use brought a removed token back")
 	}
-	s.token(cookie, `{"name":"nightly build"}`) // the name is free again
+	s.want(http.StatusUnprocessableEntity, nil, "PUT", "/auth/password", `{"current":"`+newPassword+`","new":"`+newPassword+`"}`, "Cookie", cookie)
+	s.want(http.StatusNoContent, nil, "PUT", "/auth/password", `{"current":"`+newPassword+`","new":"`+testPassword+`"}`, "Cookie", cookie)
+	s.token(s.enter("frodo", testPassword), `{"name":"nightly build"}`) // the name is free again
 }
 
 // Of twenty at once who make the same, one does; likewise one of twenty
@@ -530,6 +553,7 @@ func TestTokens(t *testing.T) {
 func TestOneOfTwenty(t *testing.T) {
 	s := newAccountServer(t)
 	cookie := s.enter("frodo", testPassword)
+	proof := s.proof(cookie)
 	sam, err := s.store.user("sam")
 	if err != nil {
 		t.Fatal(err)
@@ -542,7 +566,7 @@ func TestOneOfTwenty(t *testing.T) {
 			return http.StatusCreated
 		},
 		"token": func(int) int {
-			return s.do("POST", "/auth/tokens", `{"name":"x"}`, "Cookie", cookie).Code
+			return s.do("POST", "/auth/tokens", `{"name":"x"}`, "Cookie", cookie, "Ringward-Proof", proof).Code
 		},
 		"password": func(i int) int { // all have verified the current one
 			fresh, _ := s.auth.newSession("sam", httptest.NewRequest("GET", "/", nil), time.Now())
@@ -589,7 +613,8 @@ func TestTokensOfOneUserAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.want(http.StatusUnprocessableEntity, nil, "POST", "/auth/tokens", `{"name":"one more"}`, "Cookie", s.enter("frodo", testPassword))
+	cookie := s.enter("frodo", testPassword)
+	s.want(http.StatusUnprocessableEntity, nil, "POST", "/auth/tokens", `{"name":"one more"}`, "Cookie", cookie, "Ringward-Proof", s.proof(cookie))
 }
 
 func TestTokenEnds(t *testing.T) {
@@ -657,8 +682,9 @@ func TestNoTokenForAnEndedSession(t *testing.T) {
 		}})
 		r.Header.Set("Content-Type", "application/json")
 		r.Header.Set("Cookie", cookie)
+		r.Header.Set("Ringward-Proof", s.proof(cookie))
 		w := httptest.NewRecorder()
-		s.ServeHTTP(w, r)
+		s.Handler.ServeHTTP(w, r)
 		if n := s.records(kindToken, "frodo"); w.Code != http.StatusUnauthorized || n != 0 {
 			t.Errorf("%s %s: got %d %s, tokens: %d", end.method, end.path, w.Code, w.Body, n)
 		}

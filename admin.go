@@ -30,15 +30,27 @@ import (
 // adminStore is the part of the Store that this file needs, with the same
 // promises.
 type adminStore interface {
-	accountStore
+	factorStore
 	// users returns all, in order of name.
 	users() ([]User, error)
-	// addUsers adds those whose name is not taken, and says which these are.
-	addUsers(all []User) (added []bool, err error)
+	// addUsers adds those whose name is not taken, with the apps of those who
+	// have one, by name, and says which these are. It records the act of each.
+	addUsers(all []User, apps map[string]Factors, act Act) (added []bool, err error)
+	// acts returns those of one user's account, the oldest first, or all for "".
+	acts(user string) ([]Act, error)
+	// count returns how many users and sessions there are, expired ones that
+	// were not swept included.
+	count() (users, sessions int, err error)
+	// timeWith has how long each transaction takes told.
+	timeWith(func(write bool, took time.Duration))
+	// nothing changes nothing, for an act that is only recorded.
+	nothing() error
 	// removeUser and disableUser end all that the user could get in with:
 	// sessions, tokens, invites. Enabling brings none of it back.
 	removeUser(name string) error
 	disableUser(name string, disabled bool) error
+	// changeGroup puts the user into a group, or takes them out of it.
+	changeGroup(name, group string, in bool) error
 	// findSession returns the live session with that handle.
 	findSession(handle string, now time.Time) (Session, error)
 	// backup writes a consistent copy. It is an error where the database has
@@ -57,11 +69,27 @@ func (b *BoltStore) users() (all []User, err error) {
 	return all, err
 }
 
-func (b *BoltStore) addUsers(all []User) (added []bool, err error) {
+func (b *BoltStore) count() (users, sessions int, err error) {
+	err = b.view(func(tx *bolt.Tx) error {
+		users, sessions = tx.Bucket(bucketUsers).Stats().KeyN, tx.Bucket(bucketOf[kindSession]).Stats().KeyN
+		return nil
+	})
+	return users, sessions, err
+}
+
+func (b *BoltStore) timeWith(timed func(bool, time.Duration)) { b.timed = timed }
+
+func (b *BoltStore) addUsers(all []User, apps map[string]Factors, act Act) (added []bool, err error) {
 	err = b.update(func(tx *bolt.Tx) error {
 		added = make([]bool, len(all))
 		for i, u := range all {
 			err := addUser(tx, u)
+			if app, ok := apps[u.Name]; ok && err == nil {
+				err = putFactors(tx, u.Name, Factors{}, app)
+			}
+			if act.User = u.Name; err == nil {
+				err = record(tx, act)
+			}
 			if added[i] = err == nil; err != nil && !errors.Is(err, fs.ErrExist) {
 				return err
 			}
@@ -78,6 +106,16 @@ func (b *BoltStore) removeUser(name string) error {
 			return fs.ErrNotExist
 		}
 		if err := dropOwned(tx, name, kindSession, kindToken, kindInvite); err != nil {
+			return err
+		}
+		has, err := getFactors(tx, name)
+		if err == nil {
+			err = putFactors(tx, name, has, Factors{})
+		}
+		if err == nil {
+			err = tx.Bucket(bucketFactors).Delete([]byte(name))
+		}
+		if err != nil {
 			return err
 		}
 		return users.Delete([]byte(name))
@@ -98,6 +136,27 @@ func (b *BoltStore) disableUser(name string, disabled bool) error {
 		u.Disabled = disabled
 		return putUser(tx, u)
 	})
+}
+
+func (b *BoltStore) changeGroup(name, group string, in bool) error {
+	return b.update(func(tx *bolt.Tx) error {
+		u, err := getUser(tx, name)
+		if err != nil {
+			return err
+		}
+		u.Groups = withGroup(u.Groups, group, in)
+		return putUser(tx, u)
+	})
+}
+
+// withGroup returns groups with one more, or one less.
+func withGroup(groups, group string, in bool) string {
+	all := slices.DeleteFunc(strings.Fields(groups), func(g string) bool { return g == group })
+	if in {
+		all = append(all, group)
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
 }
 
 func (b *BoltStore) findSession(handle string, now time.Time) (s Session, err error) {
@@ -127,18 +186,23 @@ func (b *BoltStore) backup(to io.Writer) error {
 		return err
 	}
 	defer temp.Close()
-	copied, err := bolt.Open(temp.Name(), 0o600, &bolt.Options{Timeout: time.Second, NoSync: true})
-	os.Remove(temp.Name()) // a killed process leaves nothing behind
+	err = compact(b.db, temp.Name())
+	os.Remove(temp.Name())
+	if err == nil {
+		_, err = io.Copy(to, temp)
+	}
+	return err
+}
+
+// compact copies what is live into a file that is there and empty.
+func compact(from *bolt.DB, path string) error {
+	to, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
 	if err != nil {
 		return err
 	}
-	copied.AllocSize = 0 // as in openBolt
-	err = guard(func() error { return bolt.Compact(copied, b.db, 1<<20) })
-	if err = errors.Join(err, copied.Close()); err != nil {
-		return err
-	}
-	_, err = io.Copy(to, temp)
-	return err
+	to.AllocSize = 0 // as in openBolt
+	err = guard(func() error { return bolt.Compact(to, from, 1<<20) })
+	return errors.Join(err, to.Close())
 }
 
 // Operator does what commands ask for.
@@ -146,7 +210,8 @@ type Operator struct {
 	*Auth
 	store     adminStore
 	minLength int    // of new passwords, in characters
-	base      string // where browsers reach the server, for invite links
+	base      string // where our own paths begin for browsers, for invite links
+	tools     func() Tools
 }
 
 // request is one command, as it goes to the server.
@@ -155,17 +220,25 @@ type request struct {
 	Args    []string // NAME
 	JSON    bool     // print JSON
 	Input   []byte   // a password or a file; nil: none was asked for
-	Base    string   // where browsers reach the server, if the command was told; or ""
+	Base    string   // where our own paths begin for browsers, if the command was told; or ""
 }
 
 func (o *Operator) audit(what, name string) { o.Log.Info(what, "user", name, "by", "operator") }
 
+// act is what an operator does to an account.
+func (o *Operator) act(what, name string) Act {
+	return Act{At: time.Now(), User: name, By: "operator", What: what}
+}
+
+// doing returns the store that records what an operator does.
+func (o *Operator) doing(what, name string) adminStore { return recording(o.store, o.act(what, name)) }
+
 // onUser is a command that does one thing to the user that it names.
-func onUser(done string, do func(o *Operator, name string) error) func(*Operator, request, io.Writer) error {
+func onUser(done string, do func(o *Operator, store adminStore, name string) error) func(*Operator, request, io.Writer) error {
 	return func(o *Operator, r request, out io.Writer) error {
 		u, err := o.user(r.Args)
 		if err == nil {
-			err = do(o, u.Name)
+			err = do(o, o.doing(done, u.Name), u.Name)
 		}
 		if errors.Is(err, fs.ErrNotExist) { // went meanwhile
 			err = noUser(u.Name)
@@ -231,7 +304,7 @@ func (o *Operator) userAdd(r request, out io.Writer) error {
 			return err
 		}
 	}
-	if err := o.store.addUser(u); errors.Is(err, fs.ErrExist) {
+	if err := o.doing("user added", name).addUser(u); errors.Is(err, fs.ErrExist) {
 		return errInput("There is a user " + name + " already")
 	} else if err != nil {
 		return err
@@ -267,24 +340,28 @@ func (o *Operator) printInvite(u User, r request, out io.Writer) error {
 // with User{}; it is fs.ErrNotExist where there is none to invite.
 func (o *Operator) invite(u User, base string) (link string, err error) {
 	i, secret := newInvite(u.Name, time.Now())
-	if err := o.store.addInvite(i); err != nil {
+	if err := o.doing("invite made", u.Name).addInvite(i); err != nil {
 		return "", err
 	}
 	o.audit("invite made", u.Name)
-	return cmp.Or(base, o.base) + "/auth/invite#" + secret, nil
+	return cmp.Or(base, o.base) + "/invite#" + secret, nil
 }
 
 type userView struct {
 	Username string    `json:"username"`
 	State    string    `json:"state"` // active, invited (no password yet) or disabled
 	Created  time.Time `json:"created"`
+	Factors  []string  `json:"factors"` // totp, and passkey as often as there is one
+	Groups   []string  `json:"groups"`
 }
 
 func (o *Operator) userList(r request, out io.Writer) error {
 	all, err := o.store.users()
+	factors, failed := o.store.everybodysFactors()
+	err = cmp.Or(err, failed)
 	shown := []userView{}
 	for _, u := range all {
-		v := userView{u.Name, "active", seconds(u.Created)}
+		v := userView{u.Name, "active", seconds(u.Created), factors[u.Name].names(), strings.Fields(u.Groups)}
 		if u.Hash == "" {
 			v.State = "invited"
 		}
@@ -293,9 +370,45 @@ func (o *Operator) userList(r request, out io.Writer) error {
 		}
 		shown = append(shown, v)
 	}
-	return list(out, r.JSON, err, shown, "NAME\tSTATE\tCREATED", func(u userView) []string {
-		return []string{u.Username, u.State, stamp(&u.Created)}
+	return list(out, r.JSON, err, shown, "NAME\tSTATE\tCREATED\tFACTORS\tGROUPS", func(u userView) []string {
+		return []string{u.Username, u.State, stamp(&u.Created), strings.Join(u.Factors, ","), strings.Join(u.Groups, ",")}
 	})
+}
+
+// group is a command that puts a user into a group, or takes them out of it.
+func group(done string, in bool) func(*Operator, request, io.Writer) error {
+	return func(o *Operator, r request, out io.Writer) error {
+		u, err := o.user(r.Args)
+		if err != nil {
+			return err
+		}
+		if !isGroup(r.Args[1]) {
+			return errInput("A group is " + groupRule)
+		}
+		if err := o.doing(done+" "+r.Args[1], u.Name).changeGroup(u.Name, r.Args[1], in); err != nil {
+			return err
+		}
+		o.audit(done+" "+r.Args[1], u.Name)
+		return say(out, done+" "+r.Args[1], u.Name)
+	}
+}
+
+// names says what there is: totp, and passkey for each.
+func (f Factors) names() []string {
+	all := []string{}
+	if f.Seed != "" {
+		all = append(all, "totp")
+	}
+	return append(all, slices.Repeat([]string{"passkey"}, len(f.Passkeys))...)
+}
+
+// resetFactors takes all factors from a user, and ends sessions and tokens.
+func (o *Operator) resetFactors(store adminStore, name string) error {
+	u, err := store.user(name)
+	if err == nil {
+		err = store.changeFactors(u, func(f *Factors) error { *f = Factors{}; return nil }, sessionsAfter{ends: []kind{kindSession, kindToken}})
+	}
+	return err
 }
 
 func (o *Operator) sessionList(r request, out io.Writer) error {
@@ -318,10 +431,23 @@ func (o *Operator) sessionList(r request, out io.Writer) error {
 	})
 }
 
+// endAll is for one user, or for all.
+func (o *Operator) endAll(r request, out io.Writer) error {
+	name, err := o.filter(r.Args)
+	if err == nil {
+		err = o.doing("all sessions ended", name).endUserSessions(name)
+	}
+	if err != nil {
+		return err
+	}
+	o.audit("all sessions ended", name)
+	return say(out, "all sessions ended", cmp.Or(name, "everybody"))
+}
+
 func (o *Operator) sessionEnd(r request, out io.Writer) error {
 	s, err := o.store.findSession(r.Args[0], time.Now())
 	if err == nil {
-		err = o.store.endSessions(s.Key)
+		err = o.doing("session ended", s.User).endSessions(s.Key)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return errInput("There is no such session")
@@ -339,7 +465,7 @@ func (o *Operator) tokenAdd(r request, out io.Writer) error {
 	}
 	t, secret, err := newToken(u.Name, r.Args[1], "", time.Now())
 	if err == nil {
-		err = o.store.addToken(t)
+		err = o.doing("token made", u.Name).addToken(t)
 	}
 	if problem := tokenProblem(err); problem != "" {
 		return errInput(problem)
@@ -382,7 +508,7 @@ func (o *Operator) tokenRemove(r request, out io.Writer) error {
 	if i < 0 {
 		return errInput("There is no such token")
 	}
-	if err := o.store.removeToken(all[i].Key); err != nil {
+	if err := o.doing("token removed", all[i].User).removeToken(all[i].Key); err != nil {
 		return err
 	}
 	o.audit("token removed", all[i].User)
@@ -424,11 +550,17 @@ func (o *Operator) userImport(r request, out io.Writer) error {
 		User
 	}
 	var found []numbered
+	apps := map[string]Factors{}
 	refused := map[int]string{}
 	n := 0
-	for line := range bytes.Lines(r.Input) {
+	for line := range bytes.Lines(bytes.TrimPrefix(r.Input, []byte("\ufeff"))) {
 		n++
-		u, why := parseHtpasswd(string(line))
+		u, seed, why := parseHtpasswd(string(line))
+		if why == "" && seed != nil && o.keys == nil {
+			why = "totp needs the key: start the server first, or set SECRET_KEY"
+		} else if why == "" && seed != nil {
+			apps[u.Name] = Factors{Seed: sealSeed(o.keys[0], u.Name, seed), Created: time.Now()}
+		}
 		if why != "" {
 			refused[n] = why
 		} else if u.Name != "" { // not blank, and no comment
@@ -442,7 +574,7 @@ func (o *Operator) userImport(r request, out io.Writer) error {
 		for i, u := range batch {
 			users[i] = u.User
 		}
-		added, err := o.store.addUsers(users)
+		added, err := o.store.addUsers(users, apps, o.act("user added", ""))
 		if err != nil {
 			return fmt.Errorf("line %d: %w (%d imported)", batch[0].line, err, imported)
 		}
@@ -474,29 +606,36 @@ var bcryptHash = regexp.MustCompile(`^\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{53}$`)
 const maxImportCost = 15 // over two seconds for one login
 
 // parseHtpasswd returns a user without Name for a line that says nothing, or
-// why the line is refused.
-func parseHtpasswd(line string) (u User, why string) {
+// why the line is refused. A third field may be the secret of an authenticator
+// app in base32, as tinyauth has it; what is too short for that is a remark.
+func parseHtpasswd(line string) (u User, seed []byte, why string) {
 	line = strings.TrimRight(line, " \t\r\n")
 	if line == "" || strings.HasPrefix(line, "#") {
-		return User{}, ""
+		return User{}, nil, ""
 	}
 	name, hash, ok := strings.Cut(line, ":")
 	if !ok {
-		return User{}, "malformed"
+		return User{}, nil, "malformed"
 	}
-	hash, _, _ = strings.Cut(hash, ":") // Apache ignores what follows
+	hash, secret, _ := strings.Cut(hash, ":")
 	if u.Name, ok = canonicalName(name); !ok {
-		return User{}, "malformed name"
+		return User{}, nil, "malformed name"
 	}
 	cost := bcryptHash.FindStringSubmatch(hash)
 	if cost == nil {
-		return User{}, "not bcrypt"
+		return User{}, nil, "not bcrypt"
 	}
 	if n, _ := strconv.Atoi(cost[1]); n < bcrypt.MinCost || n > maxImportCost {
-		return User{}, fmt.Sprintf("cost outside %d to %d", bcrypt.MinCost, maxImportCost)
+		return User{}, nil, fmt.Sprintf("cost outside %d to %d", bcrypt.MinCost, maxImportCost)
+	}
+	if len(secret) >= 16 {
+		var err error
+		if seed, err = seedText.DecodeString(strings.ToUpper(strings.TrimRight(secret, "="))); err != nil || len(seed) > 64 {
+			return User{}, nil, "totp is not a secret in base32"
+		}
 	}
 	u.Hash = hash
-	return u, ""
+	return u, seed, ""
 }
 
 func (o *Operator) backup(r request, out io.Writer) error {
@@ -504,5 +643,5 @@ func (o *Operator) backup(r request, out io.Writer) error {
 		return err
 	}
 	o.Log.Info("backup made", "by", "operator")
-	return nil
+	return o.doing("backup made", "").nothing()
 }

@@ -1,11 +1,12 @@
 // auth.go: who may come in. Login, logout, who am I, and RequireLogin around
 // what is precious; bcrypt. No flags, no environment, no goroutines. What a
 // larger program adds joins by the unexported functions among the fields of
-// Auth, of which none is nil.
+// Auth, of which factor alone may be nil.
 package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -20,6 +21,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,10 +46,20 @@ type Auth struct {
 	dummy       []byte // a hash of nobody's password
 	crossOrigin http.CrossOriginProtection
 
+	// factor is asked after a right password; nil: there is no second factor.
+	factor secondFactor
 	// tokenLogin returns whose an API token is, or fs.ErrNotExist.
 	tokenLogin func(token string, now time.Time) (Login, error)
 	// seen is told who a request comes from.
 	seen func(r *http.Request, name string)
+	// counted is told of each event.
+	counted func(what string)
+}
+
+// secondFactor is what a right password may lead to besides a session.
+type secondFactor interface {
+	// next returns what to respond in place of a session, or nil.
+	next(u User, now time.Time) (any, error)
 }
 
 // minKey is the least length of a signing key in bytes, as long as its MAC
@@ -70,6 +82,7 @@ func NewAuth(store Store, keys ...string) (*Auth, error) {
 		store: store, throttle: newThrottle(runtime.GOMAXPROCS(0) / 2), dummy: dummy,
 		tokenLogin: func(string, time.Time) (Login, error) { return Login{}, fs.ErrNotExist },
 		seen:       func(*http.Request, string) {},
+		counted:    func(string) {},
 	}
 	for i, key := range keys {
 		if len(key) < minKey {
@@ -100,10 +113,10 @@ type Login struct {
 // end only by who is still logged in by then.
 func (a *Auth) RequireLogin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !a.sameSite(w, r) {
-			return
+		l, err := Login{}, a.sameSite(r)
+		if err == nil {
+			l, err = a.identify(w, r)
 		}
-		l, err := a.identify(w, r)
 		if errors.Is(err, fs.ErrNotExist) && a.LoginPage != "" && navigates(r) {
 			w.Header().Set("Location", a.LoginPage+"?next="+url.QueryEscape(r.URL.RequestURI()))
 			w.WriteHeader(http.StatusSeeOther)
@@ -113,12 +126,18 @@ func (a *Auth) RequireLogin(next http.Handler) http.Handler {
 			a.deny(w, r, err)
 			return
 		}
-		r = r.WithContext(context.WithValue(r.Context(), loginKey{}, &l))
-		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = &judgedBody{r.Body, a, r, r.ContentLength}
-		}
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(w, withLogin(r, l, func() error { _, err := a.check(r, time.Now()); return err }))
 	})
+}
+
+// withLogin returns the request for who may make it. again says whether they
+// still may.
+func withLogin(r *http.Request, l Login, again func() error) *http.Request {
+	r = r.WithContext(context.WithValue(r.Context(), loginKey{}, &l))
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = &judgedBody{r.Body, again, r.ContentLength}
+	}
+	return r
 }
 
 type loginKey struct{}
@@ -139,47 +158,61 @@ func UserOf(r *http.Request) string { return loginOf(r).User.Name }
 // whose body came slowly is acted on long after its headers.
 type judgedBody struct {
 	io.ReadCloser
-	auth *Auth
-	r    *http.Request
-	left int64 // bytes, as far as the request tells its length
+	again func() error
+	left  int64 // bytes, as far as the request tells its length
 }
 
 func (b *judgedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.left -= int64(n)
 	if err == io.EOF || b.left == 0 && n > 0 { // who knows the length, as a tool does, does not wait for EOF
-		if _, gone := b.auth.check(b.r, time.Now()); errors.Is(gone, fs.ErrNotExist) {
+		no := unavailable
+		if gone := b.again(); errors.Is(gone, fs.ErrNotExist) {
 			return 0, loginRequired
 		} else if gone != nil {
-			return 0, unavailable
+			errors.As(gone, &no)
+			return 0, no
 		}
 	}
 	return n, err
 }
 
 var (
-	loginRequired = &refusal{http.StatusUnauthorized, "Login required", 0}
-	unavailable   = &refusal{http.StatusServiceUnavailable, "Temporarily unavailable", 2 * time.Second}
+	loginRequired = &refusal{http.StatusUnauthorized, "Login required", "", 0}
+	unavailable   = &refusal{http.StatusServiceUnavailable, "Temporarily unavailable", "", 2 * time.Second}
 )
 
 // check is the one decision: who is this request? It only reads. Nobody is
 // fs.ErrNotExist; any other error says nothing about who it is.
 func (a *Auth) check(r *http.Request, now time.Time) (Login, error) {
-	if token := bearer(r.Header); token != "" { // counts even where a cookie is there too
+	if token := tokenIn(r.Header); token != "" { // counts even where a cookie is there too
 		return a.tokenLogin(token, now)
 	}
 	return a.fromCookie(r, now)
 }
 
-// bearer returns the API token in the Authorization header. Whatever else may
+// tokenIn returns the API token that a request carries: in a header of its own
+// where Authorization is another program's, or in Authorization. What else may
 // be in there belongs to others.
-func bearer(h http.Header) (token string) {
-	for _, line := range h["Authorization"] {
-		scheme, credentials, _ := strings.Cut(line, " ")
-		credentials = strings.Trim(credentials, " ")
-		if strings.EqualFold(scheme, "Bearer") && strings.HasPrefix(credentials, "rw_") {
-			return credentials
+func tokenIn(h http.Header) (token string) {
+	if bare := h.Get("X-Ringward-Token"); bare != "" {
+		return bare
+	}
+	for _, name := range []string{"Proxy-Authorization", "Authorization"} {
+		for _, line := range h[name] {
+			if token := bearerToken(line); token != "" {
+				return token
+			}
 		}
+	}
+	return ""
+}
+
+func bearerToken(credentials string) string {
+	scheme, token, _ := strings.Cut(credentials, " ")
+	token = strings.Trim(token, " ")
+	if strings.EqualFold(scheme, "Bearer") && strings.HasPrefix(token, "rw_") {
+		return token
 	}
 	return ""
 }
@@ -187,24 +220,32 @@ func bearer(h http.Header) (token string) {
 // identify is check and what follows from it: the session is renewed.
 func (a *Auth) identify(w http.ResponseWriter, r *http.Request) (Login, error) {
 	w.Header().Set("Cache-Control", "no-store")
-	now := time.Now()
-	l, err := a.check(r, now)
-	if err != nil {
-		return l, err
+	l, err := a.check(r, time.Now())
+	if err == nil {
+		err = a.welcome(w, r, &l)
 	}
+	return l, err
+}
+
+// welcome renews the session of who was let in.
+func (a *Auth) welcome(w http.ResponseWriter, r *http.Request, l *Login) error {
 	if !l.Token {
-		if err := a.renew(w, &l, now); errors.Is(err, fs.ErrNotExist) {
-			return l, err
+		if err := a.renew(w, l, time.Now()); errors.Is(err, fs.ErrNotExist) {
+			return err
 		} else if err != nil {
 			a.Log.ErrorContext(r.Context(), "session not renewed", "error", err)
 		}
 	}
 	a.seen(r, l.User.Name)
-	return l, nil
+	return nil
 }
 
 // deny responds to a request that identify did not let in.
 func (a *Auth) deny(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, errSeveralCookies) {
+		respondError(w, loginRequired.status, loginRequired.title, "there are several cookies named "+a.cookieName()+": delete those of this site")
+		return
+	}
 	a.fail(w, r, err, loginRequired.status, loginRequired.title)
 }
 
@@ -213,7 +254,7 @@ func (a *Auth) deny(w http.ResponseWriter, r *http.Request, err error) {
 func (a *Auth) fail(w http.ResponseWriter, r *http.Request, err error, status int, title string) {
 	no := unavailable
 	if errors.Is(err, fs.ErrNotExist) {
-		no = &refusal{status, title, 0}
+		no = &refusal{status, title, "", 0}
 	} else if !errors.As(err, &no) {
 		a.Log.ErrorContext(r.Context(), "store failed", "error", err)
 	}
@@ -221,26 +262,39 @@ func (a *Auth) fail(w http.ResponseWriter, r *http.Request, err error, status in
 }
 
 // sameSite refuses what another site makes a browser send: writes, and
-// upgrades, which go on to carry writes.
-func (a *Auth) sameSite(w http.ResponseWriter, r *http.Request) bool {
+// upgrades, which go on to carry writes. A token no site can make it send.
+func (a *Auth) sameSite(r *http.Request) error {
+	if tokenIn(r.Header) != "" {
+		return nil
+	}
 	judged := r
 	// A gateway that asks about a WebSocket keeps Upgrade to itself, as nginx does.
 	if r.Header["Upgrade"] != nil || r.Header["Sec-Websocket-Version"] != nil {
 		judged = &http.Request{Method: http.MethodPost, Host: r.Host, Header: r.Header, URL: r.URL}
 	}
-	err := a.crossOrigin.Check(judged)
-	if err != nil {
-		a.Log.WarnContext(r.Context(), "cross-site request refused", "addr", clientAddr(r))
-		respondError(w, http.StatusForbidden, "Cross-site request refused")
+	if a.crossOrigin.Check(judged) == nil {
+		return nil
 	}
-	return err == nil
+	a.Log.WarnContext(r.Context(), "cross-site request refused", "addr", clientAddr(r))
+	return &refusal{http.StatusForbidden, "Cross-site request refused",
+		"if the page is on this site, a gateway in between has changed the Host header: let it pass that on, or set -public-url", 0}
+}
+
+// readSameSite is readJSON of what no other site made a browser send.
+func (a *Auth) readSameSite(w http.ResponseWriter, r *http.Request, required, optional fields) bool {
+	if err := a.sameSite(r); err != nil {
+		a.fail(w, r, err, 0, "")
+		return false
+	}
+	return readJSON(w, r, required, optional)
 }
 
 // navigates tells a person who opens a page from a program that calls an API.
 func navigates(r *http.Request) bool {
-	mode := r.Header.Get("Sec-Fetch-Mode")
+	mode := r.Header.Get("Sec-Fetch-Mode") // over http browsers send none
 	return (r.Method == http.MethodGet || r.Method == http.MethodHead) &&
-		strings.Contains(r.Header.Get("Accept"), "text/html") && (mode == "" || mode == "navigate")
+		strings.Contains(r.Header.Get("Accept"), "text/html") && (mode == "" || mode == "navigate") &&
+		r.Header.Get("X-Requested-With") == "" && r.Header.Get("Hx-Request") == ""
 }
 
 // clientAddr returns where a request comes from, without the port.
@@ -252,39 +306,63 @@ func clientAddr(r *http.Request) string {
 	return host
 }
 
+var wrongLogin = &refusal{http.StatusUnauthorized, "Username or password is wrong", "", 0}
+
 // Login is POST /auth/session.
 func (a *Auth) Login(w http.ResponseWriter, r *http.Request) {
 	var username, password string
-	if !a.sameSite(w, r) || !readJSON(w, r, fields{"username": &username, "password": &password}, nil) {
+	if !a.readSameSite(w, r, fields{"username": &username, "password": &password}, nil) {
 		return
 	}
+	s, id, pending, err := a.login(r, username, password)
+	switch {
+	case err != nil:
+		a.fail(w, r, err, wrongLogin.status, wrongLogin.title)
+	case pending != nil:
+		respond(w, http.StatusAccepted, pending)
+	default:
+		a.respondLoggedIn(w, r, s, id)
+	}
+}
+
+// login starts a session, or returns what is pending of a second factor,
+// fs.ErrNotExist, a refusal, or that the store failed.
+func (a *Auth) login(r *http.Request, username, password string) (s Session, id string, pending any, err error) {
 	name, _ := canonicalName(username)
-	var now time.Time
-	var s Session
-	var id string
-	err := a.withPassword(r, name, password, a.throttle.login(name, clientAddr(r)), func(u User) (err error) {
+	err = a.withPassword(r, name, password, a.throttle.login(name, clientAddr(r)), func(u User) (err error) {
 		hash := ""
 		if cost, err := bcrypt.Cost([]byte(u.Hash)); err == nil && cost < a.Cost {
 			if hash, err = a.hashPassword(r.Context(), password); err != nil {
 				return err
 			}
 		}
-		now = time.Now()
-		s, id = a.newSession(u.Name, r, now)
-		return a.store.login(u, s, a.sessionKeys(r), hash)
+		if a.factor != nil {
+			changed := u
+			changed.Hash = cmp.Or(hash, u.Hash)
+			if pending, err = a.factor.next(changed, time.Now()); err != nil || pending != nil && hash == "" {
+				return err
+			} else if pending != nil {
+				return a.store.login(u, Session{}, nil, hash)
+			}
+		}
+		s, id = a.newSession(u.Name, r, time.Now())
+		return a.store.as(act(r, "login ok", u.Name)).login(u, s, a.sessionKeys(r), hash)
 	})
-	if err != nil {
-		a.fail(w, r, err, http.StatusUnauthorized, "Username or password is wrong")
-		return
+	what := "login ok"
+	if pending != nil {
+		what = "password ok"
 	}
-	a.event(r, "login ok", s.User)
-	a.respondLoggedIn(w, r, s, id, now)
+	if err == nil {
+		a.seen(r, name)
+		a.event(r, what, name)
+	}
+	return s, id, pending, err
 }
 
 // respondLoggedIn is for a request that started a session.
-func (a *Auth) respondLoggedIn(w http.ResponseWriter, r *http.Request, s Session, id string, now time.Time) {
+func (a *Auth) respondLoggedIn(w http.ResponseWriter, r *http.Request, s Session, id string) {
 	a.seen(r, s.User)
-	a.setCookie(w, id, s, now)
+	a.setCookie(w, id, s, s.Created)
 	respond(w, http.StatusCreated, struct {
 		Username string `json:"username"`
 	}{s.User})
@@ -304,38 +382,51 @@ func (a *Auth) WhoAmI(w http.ResponseWriter, r *http.Request) {
 	}{l.User.Name, seconds(l.Created), orNull(l.Expires)})
 }
 
-// Logout is DELETE /auth/session. It ends the session of every cookie of ours
-// that the browser sent, since any page on this host may have added one.
+// Logout is DELETE /auth/session.
 func (a *Auth) Logout(w http.ResponseWriter, r *http.Request) {
-	if !a.sameSite(w, r) {
+	if err := a.logout(w, r); err != nil {
+		a.fail(w, r, err, 0, "")
 		return
 	}
-	if bearer(r.Header) != "" {
-		respondError(w, http.StatusForbidden, "Not with a token", "a token ends by DELETE /auth/tokens/{id}")
-		return
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// logout ends the session of every cookie of ours that the browser sent, since
+// any page on this host may have added one, and clears the cookie.
+func (a *Auth) logout(w http.ResponseWriter, r *http.Request) error {
+	if err := a.sameSite(r); err != nil {
+		return err
+	}
+	if tokenIn(r.Header) != "" {
+		return &refusal{http.StatusForbidden, "Not with a token", "a token ends where it was made", 0}
 	}
 	for _, key := range a.sessionKeys(r) {
 		s, _, err := a.store.session(key, time.Now())
 		if err == nil {
 			a.seen(r, s.User)
-			err = a.store.endSessions(key)
+			err = a.store.as(act(r, "logout", s.User)).endSessions(key)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			a.fail(w, r, err, 0, "")
-			return
+			return err
 		}
 		if err == nil {
 			a.event(r, "logout", s.User)
 		}
 	}
 	a.clearCookie(w)
-	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 // event logs what an operator may have to answer for. name is empty where no
 // such user exists: people type passwords into the wrong field.
 func (a *Auth) event(r *http.Request, what, name string) {
+	a.counted(what)
 	a.Log.InfoContext(r.Context(), what, "user", name, "addr", clientAddr(r))
+}
+
+// act is what a user does with their own account.
+func act(r *http.Request, what, name string) Act {
+	return Act{At: time.Now(), User: name, By: name, What: what, Addr: clientAddr(r)}
 }
 
 // withPassword calls use with the user whose name and password these are, if
@@ -349,9 +440,14 @@ func (a *Auth) withPassword(r *http.Request, name, password string, limits []lim
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if wait := a.throttle.begin(limits); wait > 0 {
+		wait, by := a.throttle.begin(limits)
+		if wait > 0 && by == own && a.isIn(name, clientAddr(r)) {
+			limits = limits[:own]
+			wait, _ = a.throttle.begin(limits)
+		}
+		if wait > 0 {
 			a.event(r, "login throttled", u.Name)
-			return &refusal{http.StatusTooManyRequests, "Too many wrong passwords, try again later", wait}
+			return &refusal{http.StatusTooManyRequests, "Too many wrong passwords, try again later", "", wait}
 		}
 		became := unused
 		err = a.throttle.hash(r.Context(), func() {
@@ -371,6 +467,12 @@ func (a *Auth) withPassword(r *http.Request, name, password string, limits []lim
 			return err
 		}
 	}
+}
+
+// isIn says whether the user has a live session that began at the address.
+func (a *Auth) isIn(name, addr string) bool {
+	live, _ := a.store.sessions(name, time.Now()) // where the store fails, the limit holds
+	return slices.ContainsFunc(live, func(s Session) bool { return network(s.Addr) == network(addr) })
 }
 
 // matches takes as long for a user who is not there, is disabled, has no

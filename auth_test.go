@@ -31,7 +31,6 @@ var openTestStore = func(t testing.TB) Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	store.db.MaxBatchDelay = 0 // by synctest's clock too a write takes no time
 	return store
 }
 
@@ -148,13 +147,13 @@ func (h *hookedStore) session(k Key, now time.Time) (Session, User, error) {
 	return h.Store.session(k, now)
 }
 
-func (h *hookedStore) renew(k Key, now, idle time.Time) error {
+func (h *hookedStore) renew(k Key, now, seen, idle time.Time) error {
 	if h.onRenew != nil {
 		if err := h.onRenew(); err != nil {
 			return err
 		}
 	}
-	return h.Store.renew(k, now, idle)
+	return h.Store.renew(k, now, seen, idle)
 }
 
 func TestLoginAndLogoutOverTheWire(t *testing.T) {

@@ -20,8 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/crypto/bcrypt"
-
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -57,19 +55,8 @@ func newBenchServer(b *testing.B, path string) *benchServer {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { store.Close() })
-	if err := store.seedRings(); err != nil {
-		b.Fatal(err)
-	}
-	auth, err := NewAuth(store, testKey)
-	if err != nil {
-		b.Fatal(err)
-	}
-	log := newLogger(io.Discard, false)
-	auth.Cost, auth.Log, auth.LoginPage, auth.seen = bcrypt.MinCost, log, "/auth/login", seenUser
-	account, gateway := &Account{auth, store, 15}, &Gateway{auth: auth}
-	auth.tokenLogin = account.tokenLogin
-	h := routes(auth, account, &Rings{auth, store}, gateway)
-	return &benchServer{&Protect{next: h, log: log, arrive: gateway.arrive}, auth, store}
+	p := newTestProgram(b, store, io.Discard)
+	return &benchServer{p, p.auth, store}
 }
 
 func (s *benchServer) addUsers(b *testing.B, n int) {

@@ -4,16 +4,24 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
+	"crypto/tls"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // command is one line of the table in help.
@@ -27,18 +35,23 @@ var commands = []command{
 	{"user add", "NAME", (*Operator).userAdd},
 	{"user invite", "NAME", (*Operator).userInvite},
 	{"user list", "", (*Operator).userList},
-	{"user remove", "NAME", onUser("user removed", func(o *Operator, name string) error { return o.store.removeUser(name) })},
-	{"user disable", "NAME", onUser("user disabled", func(o *Operator, name string) error { return o.store.disableUser(name, true) })},
-	{"user enable", "NAME", onUser("user enabled", func(o *Operator, name string) error { return o.store.disableUser(name, false) })},
-	{"user unlock", "NAME", onUser("user unlocked", func(o *Operator, name string) error { o.throttle.clear(name); return nil })},
+	{"user remove", "NAME", onUser("user removed", func(_ *Operator, store adminStore, name string) error { return store.removeUser(name) })},
+	{"user disable", "NAME", onUser("user disabled", func(_ *Operator, store adminStore, name string) error { return store.disableUser(name, true) })},
+	{"user enable", "NAME", onUser("user enabled", func(_ *Operator, store adminStore, name string) error { return store.disableUser(name, false) })},
+	{"user unlock", "NAME", onUser("user unlocked", func(o *Operator, store adminStore, name string) error { o.throttle.clear(name); return store.nothing() })},
+	{"user group add", "NAME GROUP", group("added to", true)},
+	{"user group remove", "NAME GROUP", group("removed from", false)},
+	{"user factor reset", "NAME", onUser("second factor reset", (*Operator).resetFactors)},
 	{"user import", "FILE", (*Operator).userImport},
 	{"token add", "NAME LABEL", (*Operator).tokenAdd},
 	{"token list", "[NAME]", (*Operator).tokenList},
 	{"token remove", "ID", (*Operator).tokenRemove},
 	{"session list", "[NAME]", (*Operator).sessionList},
 	{"session end", "ID", (*Operator).sessionEnd},
-	{"session end-all", "NAME", onUser("all sessions ended", func(o *Operator, name string) error { return o.store.endUserSessions(name) })},
+	{"session end-all", "[NAME]", (*Operator).endAll},
 	{"backup", "FILE", (*Operator).backup},
+	{"audit", "[NAME]", (*Operator).auditList},
+	{"access", "[HOST]", (*Operator).access},
 }
 
 // findCommand returns the command that the words begin with, and the rest.
@@ -64,64 +77,185 @@ func runCommand(ctx context.Context, c config, words []string, stdin io.Reader, 
 		_, err := io.WriteString(stdout, help)
 		return err
 	case len(words) == 1 && words[0] == "version":
-		_, err := fmt.Fprintln(stdout, "ringward", version(), runtime.Version())
+		_, err := fmt.Fprintln(stdout, "ringward", version(), cmp.Or(commit(), "(unknown commit)"), runtime.Version())
 		return err
+	case words[0] == "completion" && len(words) == 2:
+		return completion(words[1], stdout)
+	case words[0] == "doctor" && len(words) <= 2:
+		return examine(ctx, c, words[1:], stdout)
+	case words[0] == "healthcheck" && len(words) == 1:
+		return healthcheck(c)
+	case words[0] == "restore" && len(words) == 2:
+		return restore(c, words[1], stdout)
+	case words[0] == "restore":
+		return usagef("it is: ringward restore FILE")
 	case words[0] == "migrate":
 		return migrate(c, words[1:], stdout)
 	}
 	found, args, ok := findCommand(words)
 	if !ok {
-		return usagef("there is no command %q; see ringward help", strings.Join(words, " "))
+		return noCommand(words)
 	}
 	if !found.takes(args) {
 		return usagef("it is: ringward %s", strings.TrimSpace(found.words+" "+found.args))
 	}
-	if c.passwordFromStdin && found.words != "user add" || c.asJSON && !strings.HasSuffix(found.words, " list") {
+	if c.passwordFromStdin && found.words != "user add" || c.yes && found.words != "session end-all" || c.asJSON && !strings.HasSuffix(found.words, " list") && found.words != "audit" && found.words != "access" {
 		return usagef("ringward %s does not have that flag; see ringward help", found.words)
 	}
 	r := request{Command: found.words, Args: args, JSON: c.asJSON}
 	if c.public != nil {
-		r.Base = c.public.String()
+		r.Base = c.public.String() + c.prefix
 	}
 	var err error
 	switch {
 	case c.passwordFromStdin:
-		signal.Reset(os.Interrupt, syscall.SIGTERM)             // who waits for a password has nothing to finish
-		r.Input, err = io.ReadAll(io.LimitReader(stdin, 1<<20)) // far over maxPassword
-		r.Input = []byte(trimNewline(string(r.Input)))
+		r.Input, err = readPassword(ctx, stdin)
 	case found.words == "user import":
-		r.Input, err = os.ReadFile(args[0])
+		ctx = context.WithoutCancel(ctx) // a moment's work, better whole than half
+		if args[0] == "-" {
+			r.Input, err = io.ReadAll(stdin)
+		} else {
+			r.Input, err = os.ReadFile(args[0])
+		}
 	case found.words == "backup":
 		return saveBackup(ctx, c, r, stdout)
+	case found.words == "session end-all" && len(args) == 0 && !c.yes:
+		err = confirm(stdin, "Log everybody out, on every device?")
 	case found.words == "user unlock" && isPostgres(c.db):
 		return errors.New("wrong passwords are counted in the memory of each server on a PostgreSQL database, " +
 			"which no command reaches: wait 15 minutes, or restart the servers")
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = perform(ctx, c, r, stdout)
 	}
-	return perform(ctx, c, r, stdout)
+	if err == nil && r.Input == nil && (found.words == "user add" || found.words == "user invite") && isTerminal(stdout) {
+		fmt.Fprintln(os.Stderr, "Who opens this link sets the password. It works once, within 24 hours.")
+	}
+	return err
+}
+
+// noCommand says what was probably meant.
+func noCommand(words []string) error {
+	known, begun := []string{"help", "version", "migrate", "restore", "doctor", "healthcheck", "completion"}, []string(nil)
+	for _, c := range commands {
+		known = append(known, c.words)
+		if strings.HasPrefix(c.words, words[0]+" ") {
+			begun = append(begun, c.words)
+		}
+	}
+	if len(words) == 1 && begun != nil {
+		return usagef("it is one of: %s; see ringward help", strings.Join(begun, ", "))
+	}
+	said := strings.Join(words[:min(len(words), 2)], " ")
+	return usagef("there is no command %q%s", said, cmp.Or(suggestion(said, known), suggestion(words[0], known), "; see ringward help"))
+}
+
+func isTerminal(f any) bool {
+	file, ok := f.(*os.File)
+	if !ok {
+		return false
+	}
+	mode, err := file.Stat()
+	null, err2 := os.Stat(os.DevNull)
+	return err == nil && err2 == nil && mode.Mode()&os.ModeCharDevice != 0 && !os.SameFile(mode, null)
+}
+
+// confirm asks on a terminal; a script says -yes.
+func confirm(stdin io.Reader, question string) error {
+	if !isTerminal(stdin) {
+		return usagef("this ends everybody's sessions: name a user, or say -yes")
+	}
+	fmt.Fprint(os.Stderr, question, " [y/N] ")
+	line, _ := bufio.NewReader(stdin).ReadString('\n')
+	if answer := strings.ToLower(strings.TrimSpace(line)); answer != "y" && answer != "yes" {
+		return errors.New("nothing was done")
+	}
+	return nil
+}
+
+// readPassword reads all that comes, or one line that is typed unseen.
+func readPassword(ctx context.Context, stdin io.Reader) ([]byte, error) {
+	if !isTerminal(stdin) {
+		signal.Reset(os.Interrupt, syscall.SIGTERM)        // who waits for a password has nothing to finish
+		b, err := io.ReadAll(io.LimitReader(stdin, 1<<20)) // far over maxPassword
+		return []byte(trimNewline(string(b))), err
+	}
+	echo := func(set string) error {
+		stty := exec.Command("stty", set)
+		stty.Stdin = stdin
+		return stty.Run()
+	}
+	if err := echo("-echo"); err != nil {
+		return nil, fmt.Errorf("cannot hide what is typed: %w", err)
+	}
+	defer echo("echo")
+	defer context.AfterFunc(ctx, func() { echo("echo"); os.Exit(1) })()
+	fmt.Fprint(os.Stderr, "Password: ")
+	line, err := bufio.NewReader(stdin).ReadString('\n')
+	fmt.Fprintln(os.Stderr)
+	return []byte(trimNewline(line)), err
 }
 
 // commandFlags takes the flags of commands out of the words.
 func (c *config) commandFlags(words []string) (plain []string, err error) {
-	for i, word := range words {
+	for len(words) > 0 {
+		word := words[0]
+		words = words[1:]
+		flag := strings.Replace(word, "--", "-", 1)
 		switch {
 		case word == "--":
-			return append(plain, words[i+1:]...), nil
-		case word == "-json", word == "--json":
+			return append(plain, words...), nil
+		case flag == "-json":
 			c.asJSON = true
-		case word == "-password-stdin", word == "--password-stdin":
+		case flag == "-password-stdin":
 			c.passwordFromStdin = true
-		case word == "-h", word == "-help", word == "--help":
+		case flag == "-yes":
+			c.yes = true
+		case flag == "-echo" && len(words) > 0:
+			c.echo, words = words[0], words[1:]
+		case flag == "-h", flag == "-help":
 			return []string{"help"}, nil
-		case strings.HasPrefix(word, "-"):
+		case strings.HasPrefix(word, "-") && word != "-":
 			return nil, usagef("%s is not a flag of a command, and other flags come before it (after -- it is no flag); see ringward help", word)
 		default:
 			plain = append(plain, word)
 		}
 	}
 	return plain, nil
+}
+
+//go:embed completion.bash
+var completionBash string
+
+// completion prints what a shell has to read to complete our words.
+func completion(shell string, stdout io.Writer) error {
+	words := []string{"help", "version", "migrate", "restore", "doctor", "healthcheck", "completion"}
+	for _, c := range commands {
+		words = append(words, c.words)
+	}
+	before := map[string]string{"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}
+	start, ok := before[shell]
+	if !ok {
+		return usagef("it is: ringward completion bash, or zsh")
+	}
+	_, err := io.WriteString(stdout, start+strings.Replace(completionBash, "COMMANDS", strings.Join(words, "\n"), 1))
+	return err
+}
+
+// healthcheck asks the server on this machine, for containers that have nothing
+// else to ask with.
+func healthcheck(c config) error {
+	_, port, err := net.SplitHostPort(c.addr)
+	if err != nil {
+		return err
+	}
+	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // of this machine, whatever name the certificate has
+	w, err := client.Get(c.scheme() + "://" + net.JoinHostPort("localhost", port) + "/healthz")
+	if err == nil && w.StatusCode != http.StatusOK {
+		err = errors.New(w.Status)
+	}
+	return err
 }
 
 // saveBackup gives the copy its name when it is whole.
@@ -151,16 +285,18 @@ func saveBackup(ctx context.Context, c config, r request, stdout io.Writer) erro
 	return say(stdout, "backup made", path)
 }
 
-// migrate copies a bbolt file into a PostgreSQL database.
+// migrate copies a bbolt file into a PostgreSQL database. That one's URL has a
+// password in it, which an argument would show to everybody on the machine.
 func migrate(c config, args []string, stdout io.Writer) error {
-	if len(args) != 1 || !isPostgres(args[0]) {
-		return usagef("ringward migrate takes one argument, a postgres:// URL")
+	to := os.Getenv("DATABASE_URL")
+	if len(args) > 0 || !isPostgres(to) {
+		return usagef("it is: DATABASE_URL=postgres://… ringward -db FILE migrate")
 	}
 	if migrateTo == nil {
 		return usagef("this ringward has no PostgreSQL: build it with go build -tags postgres")
 	}
 	if isPostgres(c.db) {
-		return usagef("-db names the file to migrate, not a postgres:// URL")
+		return usagef("-db names the file to migrate, which DATABASE_URL does not: ringward -db ringward.db migrate")
 	}
 	if _, err := os.Stat(c.db); err != nil {
 		return err
@@ -172,7 +308,7 @@ func migrate(c config, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer from.Close()
-	report, err := migrateTo(from, args[0])
+	report, err := migrateTo(from, to)
 	if err == nil {
 		_, err = fmt.Fprintln(stdout, report)
 	}

@@ -34,8 +34,8 @@ func testCommands(t *testing.T, online bool) {
 		stdout string // a regular expression
 		stderr string // a part of it
 	}{
-		{args: []string{"user", "list"}, stdout: `NAME   STATE   CREATED
-frodo  active  TIME
+		{args: []string{"user", "list"}, stdout: `NAME   STATE   CREATED               FACTORS  GROUPS
+frodo  active  TIME  -        -
 `},
 		{args: []string{"user", "add", "Sam"}, stdout: "BASE/auth/invite#SECRET\n"},
 		{args: []string{"user", "add", "sam"}, code: 1, stderr: "There is a user sam already"},
@@ -60,22 +60,27 @@ frodo  active  TIME
 		{args: []string{"token", "add", "merry", "x"}, code: 1, stderr: "merry is disabled"},
 		{args: []string{"user", "enable", "merry"}, stdout: "user enabled: merry\n"},
 		{args: []string{"user", "disable", "pippin"}, stdout: "user disabled: pippin\n"},
+		{args: []string{"user", "group", "add", "Frodo", "ops"}, stdout: "added to ops: frodo\n"},
+		{args: []string{"user", "group", "add", "frodo", "Ops!"}, code: 1, stderr: "A group is"},
+		{args: []string{"user", "group", "add", "merry", "dev"}, stdout: "added to dev: merry\n"},
+		{args: []string{"user", "group", "remove", "merry", "dev"}, stdout: "removed from dev: merry\n"},
+		{args: []string{"user", "factor", "reset", "merry"}, stdout: "second factor reset: merry\n"},
 		{args: []string{"user", "remove", "eowyn"}, stdout: "user removed: eowyn\n"},
 		{args: []string{"user", "remove", "eowyn"}, code: 1, stderr: "There is no user eowyn"},
 		{args: []string{"user", "remove", ".."}, code: 1, stderr: "Username must be"},
-		{args: []string{"user", "list", "-json"}, stdout: `\[(\{"username":"[^"]+","state":"(active|invited|disabled)","created":"TIME"\},?){10}\]
+		{args: []string{"user", "list", "-json"}, stdout: `\[(\{"username":"[^"]+","state":"(active|invited|disabled)","created":"TIME","factors":\[\],"groups":\[("ops")?\]\},?){10}\]
 `},
-		{args: []string{"user", "list"}, stdout: `NAME                 STATE     CREATED
-bilbo                active    TIME
-frodo                active    TIME
-galadriel            active    TIME
-gimli                active    TIME
-legolas              active    TIME
-merry                active    TIME
-pippin               disabled  TIME
-rosie                active    TIME
-sam                  invited   TIME
-sam@bag-end.example  active    TIME
+		{args: []string{"user", "list"}, stdout: `NAME                 STATE     CREATED               FACTORS  GROUPS
+bilbo                active    TIME  -        -
+frodo                active    TIME  -        ops
+galadriel            active    TIME  -        -
+gimli                active    TIME  -        -
+legolas              active    TIME  -        -
+merry                active    TIME  -        -
+pippin               disabled  TIME  -        -
+rosie                active    TIME  -        -
+sam                  invited   TIME  -        -
+sam@bag-end.example  active    TIME  -        -
 `},
 		{args: []string{"token", "add", "frodo", "nightly build"}, stdout: "rw_SECRET\n"},
 		{args: []string{"token", "add", "frodo", "nightly build"}, code: 1, stderr: "There is a token of that name"},
@@ -108,7 +113,22 @@ HANDLE  merry  TIME  never    never      -json
 		{args: []string{"backup", "copy.db"}, stdout: "backup made: copy.db\n"},
 		{args: []string{"backup", "copy.db"}, code: 1, stderr: "copy.db is there already"},
 		{args: []string{"backup", "people.txt"}, code: 1, stderr: "people.txt is there already"},
-		{args: []string{"version"}, stdout: "ringward \\S+ go1\\S+\n"},
+		{args: []string{"audit", "eowyn"}, stdout: `\x54IME                  USER   BY        WHAT          FROM
+TIME  eowyn  operator  user added    -
+TIME  eowyn  operator  invite made   -
+TIME  eowyn  operator  user removed  -
+`},
+		{args: []string{"access"}, stdout: `NAME                 GROUPS  PASSWORD  FACTORS  TOKENS  SESSIONS  LAST USE
+bilbo                -       yes       -        0       0         never
+frodo                ops     yes       -        0       0         never
+galadriel            -       yes       -        0       0         never
+gimli                -       yes       -        0       0         never
+legolas              -       yes       -        0       0         never
+merry                -       yes       -        1       0         never
+rosie                -       yes       -        0       0         never
+sam@bag-end.example  -       yes       -        0       0         never
+`},
+		{args: []string{"version"}, stdout: "ringward \\S+ .+ go1\\S+\n"},
 		{args: []string{"user", "list", "-h"}, stdout: "Ringward is local login (.|\n)*"},
 		{args: []string{"help"}, stdout: "Ringward is local login (.|\n)*"},
 	}
@@ -207,8 +227,14 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"user", "invite", "-password-stdin", "frodo"}, "does not have that flag"},
 		{[]string{"user", "list", "-db", "other.db"}, "-db is not a flag of a command"},
 		{[]string{"-dbb", "other.db", "user", "list"}, "not defined"},
-		{[]string{"user"}, `there is no command "user"`},
-		{[]string{"frodo", "add"}, `there is no command "frodo add"`},
+		{[]string{"user"}, "it is one of: user add, user invite,"},
+		{[]string{"usr", "ad"}, `there is no command "usr ad": did you mean user add?`},
+		{[]string{"backupp", "x"}, `there is no command "backupp x": did you mean backup?`},
+		{[]string{"frodo", "add"}, `there is no command "frodo add"; see ringward help`},
+		{[]string{"session", "end-all"}, "say -yes"},
+		{[]string{"user", "list", "-yes"}, "does not have that flag"},
+		{[]string{"restore"}, "it is: ringward restore FILE"},
+		{[]string{"migrate", "postgres://u:p@h/d"}, "it is: DATABASE_URL=postgres://… ringward -db FILE migrate"},
 	} {
 		var stdout bytes.Buffer
 		err := run(t.Context(), c.args, nil, &stdout, io.Discard)
@@ -226,7 +252,7 @@ func TestHelp(t *testing.T) {
 	_, table, _ := strings.Cut(help, "\nCommands")
 	var listed []string
 	for line := range strings.Lines(table) {
-		if words := strings.Fields(line); strings.HasPrefix(line, "  ") && !slices.Contains([]string{"migrate", "version", "help"}, words[0]) {
+		if words := strings.Fields(line); strings.HasPrefix(line, "  ") && !slices.Contains([]string{"migrate", "restore", "doctor", "healthcheck", "completion", "version", "help"}, words[0]) && !strings.HasPrefix(line, "    ") {
 			listed = append(listed, line)
 		}
 	}
@@ -350,8 +376,8 @@ func TestTables(t *testing.T) {
 			return stdout.String()
 		}
 		for what, want := range map[string]string{
-			"user": `NAME   STATE   CREATED
-frodo  active  2000-01-01T00:00:00Z
+			"user": `NAME   STATE   CREATED               FACTORS  GROUPS
+frodo  active  2000-01-01T00:00:00Z  -        -
 `,
 			"token": `ID                    USER   CREATED               EXPIRES               LAST USED             NAME
 3c469e9d6c5875d37a43  frodo  2000-01-01T00:00:00Z  2030-01-01T00:00:00Z  2000-01-01T00:00:00Z  of Rivendell ?
@@ -367,7 +393,7 @@ bbbbbbbbbbbbbbbbbbbb  frodo  2000-01-01T00:00:02Z  2000-01-01T00:00:02Z  2000-01
 				t.Errorf("%s list: got\n%s\nwant\n%s", what, got, want)
 			}
 		}
-		if got, want := list("user", "list", "-json"), `[{"username":"frodo","state":"active","created":"2000-01-01T00:00:00Z"}]`+"\n"; got != want {
+		if got, want := list("user", "list", "-json"), `[{"username":"frodo","state":"active","created":"2000-01-01T00:00:00Z","factors":[],"groups":[]}]`+"\n"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	})
@@ -400,17 +426,17 @@ func TestBackupNeverOverwrites(t *testing.T) {
 
 // Half a backup is none.
 func TestBackupThatBreaksOff(t *testing.T) {
-	for name, end := range map[string]func(conn net.Conn, interrupt func()){
-		"by the server": func(net.Conn, func()) {},
-		"by Ctrl-C":     func(conn net.Conn, interrupt func()) { interrupt(); io.Copy(io.Discard, conn) },
+	for words, end := range map[string]func(conn net.Conn, interrupt func()){
+		errBroken.Error():                      func(net.Conn, func()) {},
+		"interrupted: the server goes on with": func(conn net.Conn, interrupt func()) { interrupt(); io.Copy(io.Discard, conn) },
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
 		db := fakeServer(t, func(conn net.Conn) { takes(conn).Encode(message{Output: []byte("half")}); end(conn, cancel) })
-		if err := run(ctx, []string{"-db", db, "backup", "copy.db"}, nil, io.Discard, io.Discard); !errors.Is(err, errBroken) {
-			t.Errorf("%s: got %v", name, err)
+		if err := run(ctx, []string{"-db", db, "backup", "copy.db"}, nil, io.Discard, io.Discard); err == nil || !strings.HasPrefix(err.Error(), words) {
+			t.Errorf("got %v, want %s", err, words)
 		}
 		if files, _ := filepath.Glob("*"); !slices.Equal(files, []string{"test.db.sock"}) {
-			t.Errorf("%s: there are %v", name, files)
+			t.Errorf("%s: there are %v", words, files)
 		}
 		cancel()
 	}

@@ -6,33 +6,46 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
+	"regexp"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	_ "embed"
 )
 
 // config is the flags, and what follows from them.
 type config struct {
-	addr, db, log             string
-	cookieDomain              string
-	sessionIdle, sessionMax   time.Duration
-	bcryptCost, passwordMin   int
-	public, upstream          *url.URL // nil: not set
-	trusted                   []netip.Prefix
-	tlsCert, tlsKey           string
-	asJSON, passwordFromStdin bool // of commands
+	addr, db, log            string
+	cookieDomain             string
+	cookieName, title        string
+	prefix, userHeader       string
+	secondFactor             string // optional or required
+	sessionIdle, sessionMax  time.Duration
+	proxyTimeout             time.Duration
+	toolsFile, metrics, echo string
+	tools                    Tools // never nil
+	bcryptCost, passwordMin  int
+	hsts                     int      // seconds; 0: none
+	public                   *url.URL // nil: not set
+	trusted                  []netip.Prefix
+	tlsCert, tlsKey          string
+	asJSON, yes              bool // of commands
+	passwordFromStdin        bool // of user add
+	showsPassword            bool // of the database, in the arguments
 }
 
 //go:embed help.txt
 var help string
 
-// parseConfig answers the words that follow the flags: a command, or none.
+// parseConfig returns the words that follow the flags: a command, or none.
 func parseConfig(args []string) (c config, words []string, err error) {
 	set := flag.NewFlagSet("ringward", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
@@ -47,31 +60,45 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	set.StringVar(&c.cookieDomain, "cookie-domain", "", "")
 	set.StringVar(&trusted, "trusted-proxies", "", "")
 	set.StringVar(&upstream, "proxy", "", "")
+	set.StringVar(&c.toolsFile, "tools", "", "")
+	set.StringVar(&c.metrics, "metrics", "", "")
 	set.StringVar(&c.tlsCert, "tls-cert", "", "")
 	set.StringVar(&c.tlsKey, "tls-key", "", "")
-	set.DurationVar(&c.sessionIdle, "session-idle", 24*time.Hour, "")
-	set.DurationVar(&c.sessionMax, "session-max", 720*time.Hour, "")
+	set.StringVar(&c.cookieName, "cookie-name", "ringward", "")
+	set.StringVar(&c.prefix, "prefix", "/auth", "")
+	set.StringVar(&c.userHeader, "user-header", "Remote-User", "")
+	set.StringVar(&c.title, "title", "ringward", "")
+	set.StringVar(&c.secondFactor, "second-factor", "optional", "")
+	durationVar(set, &c.sessionIdle, "session-idle", 24*time.Hour)
+	durationVar(set, &c.sessionMax, "session-max", 720*time.Hour)
+	durationVar(set, &c.proxyTimeout, "proxy-timeout", time.Minute)
 	set.IntVar(&c.bcryptCost, "bcrypt-cost", 12, "")
 	set.IntVar(&c.passwordMin, "password-min", 15, "")
+	set.IntVar(&c.hsts, "hsts", 31536000, "") // a year, as ASVS 3.4.1 asks
 	set.StringVar(&c.log, "log", "text", "")
-	set.VisitAll(func(f *flag.Flag) {
-		name := "RINGWARD_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
-		value, ok := os.LookupEnv(name)
-		if !ok || err != nil {
-			return
-		}
-		if set.Set(f.Name, value) != nil {
-			err = usagef("%s=%q is not a value for -%s", name, value, f.Name)
-		}
-	})
+	err = fromEnvironment(set)
 	set.BoolVar(&c.asJSON, "json", false, "")
 	set.BoolVar(&c.passwordFromStdin, "password-stdin", false, "")
+	set.BoolVar(&c.yes, "yes", false, "")
+	version := set.Bool("version", false, "")
 	if wrong := set.Parse(args); errors.Is(wrong, flag.ErrHelp) {
 		return c, []string{"help"}, nil
 	} else if wrong != nil {
 		return c, nil, usagef("%w; see ringward help", wrong)
 	}
+	c.showsPassword = slices.ContainsFunc(args, func(arg string) bool {
+		_, from, found := strings.Cut(arg, "postgres")
+		u, err := url.Parse("postgres" + from)
+		if !found || err != nil {
+			return false
+		}
+		_, there := u.User.Password()
+		return there
+	})
 	words, wrong := c.commandFlags(set.Args())
+	if *version {
+		words = []string{"version"}
+	}
 
 	switch {
 	case wrong != nil:
@@ -80,28 +107,52 @@ func parseConfig(args []string) (c config, words []string, err error) {
 		return c, words, nil
 	case err != nil:
 		return c, nil, err
-	case len(words) == 0 && (c.asJSON || c.passwordFromStdin):
-		return c, nil, usagef("-json and -password-stdin belong to a command; see ringward help")
+	case len(words) == 0 && (c.asJSON || c.passwordFromStdin || c.yes):
+		return c, nil, usagef("-json, -yes and -password-stdin belong to a command; see ringward help")
 	case isPostgres(c.db) && openPostgres == nil:
 		return c, nil, usagef("this ringward has no PostgreSQL: build it with go build -tags postgres")
-	case !isPostgres(c.db) && strings.Contains(c.db, "://"):
-		return c, nil, usagef("-db is a file or a postgres:// URL")
+	case !isPostgres(c.db) && (strings.Contains(c.db, "://") || connectionWords.MatchString(c.db)):
+		return c, nil, usagef("-db is a file, or a URL like postgres://user:password@db.example.com/ringward")
 	case c.db == "":
 		return c, nil, usagef("-db is empty")
 	case c.log != "text" && c.log != "json":
 		return c, nil, usagef("-log is text or json, not %q", c.log)
+	case c.secondFactor != "optional" && c.secondFactor != "required":
+		return c, nil, usagef("-second-factor is optional or required, not %q", c.secondFactor)
 	case c.bcryptCost < 10 || c.bcryptCost > 15:
 		return c, nil, usagef("-bcrypt-cost is 10 to 15, not %d", c.bcryptCost)
 	case c.passwordMin < 8 || c.passwordMin > 64:
 		return c, nil, usagef("-password-min is 8 to 64, not %d", c.passwordMin)
 	case min(c.sessionIdle, c.sessionMax) < time.Second || max(c.sessionIdle, c.sessionMax) > 87600*time.Hour:
 		return c, nil, usagef("-session-idle and -session-max are 1s to 87600h (ten years)")
+	case c.proxyTimeout <= 0:
+		return c, nil, usagef("-proxy-timeout is like 60s, not %v", c.proxyTimeout)
+	case c.hsts < 0:
+		return c, nil, usagef("-hsts is seconds, 0 for none, not %d", c.hsts)
+	case !isToken(c.cookieName) || strings.HasPrefix(c.cookieName, "__"):
+		return c, nil, usagef("-cookie-name is letters, digits, - and _, like ringward-wiki, not %q", c.cookieName)
+	case !isToken(c.userHeader):
+		return c, nil, usagef("-user-header is letters, digits and -, like X-WebAuth-User, not %q", c.userHeader)
+	case !strings.HasPrefix(c.prefix, "/") || !isToken(c.prefix[1:]):
+		return c, nil, usagef("-prefix is like /auth or /ringward, not %q", c.prefix)
+	case strings.TrimSpace(c.title) == "" || len(c.title) > 100 || strings.ContainsFunc(c.title, unicode.IsControl):
+		return c, nil, usagef("-title is 1 to 100 bytes of text")
 	}
-	if c.public, err = origin("-public-url", public); err != nil {
+	if c.public, err = origin("-public-url", "https://auth.example.com", public); err != nil {
 		return c, nil, err
 	}
-	if c.upstream, err = origin("-proxy", upstream); err != nil {
+	one := &Tool{timeout: c.proxyTimeout}
+	if one.upstream, err = origin("-proxy", "http://127.0.0.1:3000 (without a path)", upstream); err != nil {
 		return c, nil, err
+	}
+	c.tools = Tools{"": one}
+	if c.toolsFile != "" && upstream != "" {
+		return c, nil, usagef("-tools is in place of -proxy: one of them")
+	}
+	if c.toolsFile != "" && (len(words) == 0 || words[0] == "access" || words[0] == "doctor") {
+		if c.tools, err = readTools(c.toolsFile, c.proxyTimeout); err != nil {
+			return c, nil, usagef("-tools: %w", err)
+		}
 	}
 	if c.trusted, err = prefixes(trusted); err != nil {
 		return c, nil, err
@@ -109,7 +160,10 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	if c.cookieDomain, err = domain(c.cookieDomain); err != nil {
 		return c, nil, err
 	}
-	if c.cookieDomain != "" && c.public != nil && !under(c.public.Hostname(), c.cookieDomain) {
+	if c.cookieDomain != "" && (c.public == nil || c.public.Scheme != "https") {
+		return c, nil, usagef("-cookie-domain needs -public-url https://… under it: the cookie is for https only, and the login has one address")
+	}
+	if c.cookieDomain != "" && !under(c.public.Hostname(), c.cookieDomain) {
 		return c, nil, usagef("-public-url %s is not under -cookie-domain %s: no browser would keep the cookie", c.public, c.cookieDomain)
 	}
 	if (c.tlsCert == "") != (c.tlsKey == "") {
@@ -125,15 +179,94 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	return c, words, nil
 }
 
+// durationVar is DurationVar that says what a duration looks like.
+func durationVar(set *flag.FlagSet, d *time.Duration, name string, preset time.Duration) {
+	*d = preset
+	set.Func(name, "", func(text string) (err error) {
+		if *d, err = time.ParseDuration(text); err != nil {
+			err = errors.New("it is like 24h, 30m or 90s")
+		}
+		return err
+	})
+}
+
+// connectionWords is PostgreSQL's other form of an address.
+var connectionWords = regexp.MustCompile(`(^|\s)(host|hostaddr|port|dbname|user|password|sslmode)\s*=`)
+
+// isToken says whether text is safe in a cookie's or a header's name and a path.
+func isToken(text string) bool {
+	return text != "" && len(text) <= 64 && strings.Trim(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") == ""
+}
+
+// orchestrated are variables that Kubernetes and Docker make up for a service
+// called ringward.
+var orchestrated = regexp.MustCompile(`^RINGWARD_(SERVICE_.*|PORT(_.*)?|NAME|ENV_.*)$`)
+
+// fromEnvironment sets the flags that a variable names, and refuses a variable
+// that names none.
+func fromEnvironment(set *flag.FlagSet) error {
+	names := map[string]string{}
+	set.VisitAll(func(f *flag.Flag) {
+		names["RINGWARD_"+strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))] = f.Name
+	})
+	for _, variable := range os.Environ() {
+		name, value, _ := strings.Cut(variable, "=")
+		switch flag, known := names[name]; {
+		case known && set.Set(flag, value) != nil:
+			return usagef("%s=%q is not a value for -%s", name, value, flag)
+		case !known && strings.HasPrefix(name, "RINGWARD_") && !orchestrated.MatchString(name):
+			return usagef("there is no %s%s", name, suggestion(name, slices.Sorted(maps.Keys(names))))
+		}
+	}
+	return nil
+}
+
+// suggestion is the one of the known words that a word is most like, if it is
+// like one at all, for the end of a message.
+func suggestion(word string, known []string) string {
+	best, most := "", 3 // letters to change
+	for _, candidate := range known {
+		if n := distance(word, candidate); n < most {
+			best, most = candidate, n
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return ": did you mean " + best + "?"
+}
+
+// distance is how many letters to put in, take out or change make b of a
+// (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
 // origin is scheme, host and port, and nothing else.
-func origin(flag, text string) (*url.URL, error) {
+func origin(flag, example, text string) (*url.URL, error) {
 	if text == "" {
 		return nil, nil
 	}
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
 		u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
-		return nil, usagef("%s is like https://auth.example.com, not %q", flag, text)
+		return nil, usagef("%s is like %s, not %q", flag, example, text)
 	}
 	return &url.URL{Scheme: u.Scheme, Host: strings.ToLower(u.Host)}, nil
 }
@@ -195,10 +328,17 @@ func (c config) base(addr string) string {
 	if err != nil {
 		return c.scheme() + "://" + addr
 	}
-	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
-		host = "localhost"
+	if ip, err := netip.ParseAddr(host); host == "" || host == "127.0.0.1" || host == "::1" || err == nil && ip.IsUnspecified() {
+		host = "localhost" // where passkeys work too
 	}
 	return c.scheme() + "://" + net.JoinHostPort(host, port)
+}
+
+func (c config) publicURL() string {
+	if c.public == nil {
+		return ""
+	}
+	return c.public.String()
 }
 
 // exposed is the warning for passwords that cross a network in the clear.
@@ -216,4 +356,15 @@ func version() string {
 		return "(devel)"
 	}
 	return info.Main.Version
+}
+
+// commit is what the program was built from, or "".
+func commit() string {
+	info, _ := debug.ReadBuildInfo()
+	for _, setting := range info.Settings {
+		if setting.Key == "vcs.revision" {
+			return setting.Value
+		}
+	}
+	return ""
 }

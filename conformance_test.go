@@ -229,7 +229,7 @@ func (c conformed) testAddUsers() {
 	sam := c.add("sam")
 	first := c.addNewInvite("sam")
 	added, err := c.addUsers([]User{{Name: "frodo", Hash: "a", Created: noon}, {Name: "sam", Hash: "b", Created: noon},
-		{Name: "merry", Hash: "c", Created: noon}, {Name: "frodo", Hash: "d", Created: noon}})
+		{Name: "merry", Hash: "c", Created: noon}, {Name: "frodo", Hash: "d", Created: noon}}, nil, Act{At: noon})
 	if err != nil || !slices.Equal(added, []bool{true, false, true, false}) {
 		c.Errorf("added %v, %v", added, err)
 	}
@@ -240,7 +240,7 @@ func (c conformed) testAddUsers() {
 	}
 	_, err = c.invite(first.Key, noon)
 	c.is("an invite of a user who was there", err, nil)
-	if added, err := c.addUsers(nil); err != nil || len(added) != 0 {
+	if added, err := c.addUsers(nil, nil, Act{At: noon}); err != nil || len(added) != 0 {
 		c.Errorf("none: added %v, %v", added, err)
 	}
 }
@@ -253,7 +253,7 @@ func (c conformed) isOut(name string, s Session, t Token, i Invite) {
 	c.is("token", err, fs.ErrNotExist)
 	_, err = c.invite(i.Key, noon)
 	c.is("invite", err, fs.ErrNotExist)
-	c.is("accept", c.acceptInvite(i.Key, User{Hash: "new"}, newSession(name, noon), nil), fs.ErrNotExist)
+	c.is("accept", c.acceptInvite(i.Key, noon, User{Hash: "new"}, newSession(name, noon), nil), fs.ErrNotExist)
 	if all, err := c.sessions(name, noon); err != nil || len(all) != 0 {
 		c.Errorf("sessions: %v, %v", all, err)
 	}
@@ -287,7 +287,7 @@ func (c conformed) testDisableUser() {
 	for range 2 {
 		c.must(c.disableUser("frodo", true))
 		u, err := c.user("frodo")
-		if want := (User{"frodo", frodo.Hash, true, noon}); err != nil || u != want {
+		if want := (User{"frodo", frodo.Hash, true, noon, ""}); err != nil || u != want {
 			c.Errorf("got %+v, %v, want %+v", u, err, want)
 		}
 	}
@@ -547,11 +547,11 @@ func (c conformed) testSessionEnds() {
 			c.Errorf("%v after login: find: %v", at.when.Sub(noon), err)
 		}
 	}
-	c.is("renewal at the idle end", c.renew(s.Key, s.Idle, s.End), fs.ErrNotExist)
-	c.is("renewal before", c.renew(s.Key, s.Idle.Add(-time.Microsecond), s.End.Add(time.Hour)), nil)
+	c.is("renewal at the idle end", c.renew(s.Key, s.Idle, s.Idle, s.End), fs.ErrNotExist)
+	c.is("renewal before", c.renew(s.Key, s.Idle.Add(-time.Microsecond), s.Idle.Add(-time.Microsecond), s.End.Add(time.Hour)), nil)
 	c.isLive("before the absolute end", s.Key, s.End.Add(-time.Microsecond), true)
 	c.isLive("at the absolute end", s.Key, s.End, false)
-	c.is("renewal at the absolute end", c.renew(s.Key, s.End, s.End.Add(time.Hour)), fs.ErrNotExist)
+	c.is("renewal at the absolute end", c.renew(s.Key, s.End, s.End, s.End.Add(time.Hour)), fs.ErrNotExist)
 	c.isLive("at the absolute end, after that", s.Key, s.End, false)
 }
 
@@ -559,23 +559,23 @@ func (c conformed) testRenew() {
 	frodo := c.add("frodo")
 	want, other := c.in(frodo, noon), c.in(frodo, noon)
 	now, idle := noon.Add(50*time.Minute), noon.Add(100*time.Minute)
-	c.must(c.renew(want.Key, now, idle))
+	c.must(c.renew(want.Key, now, now, idle))
 	want.Seen, want.Idle = now, idle
 	if got, _, err := c.session(want.Key, now); err != nil || got != want {
 		c.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
-	c.is("at the same time", c.renew(want.Key, now, idle), nil)
+	c.is("at the same time", c.renew(want.Key, now, now, idle), nil)
 	c.isLive("another session", other.Key, noon.Add(time.Hour), false)
 	if n, err := c.Sweep(context.Background(), noon.Add(time.Hour)); err != nil || n != 1 {
 		c.Errorf("swept %d, %v, want the session that was not renewed", n, err)
 	}
 	c.isLive("after the sweep", want.Key, noon.Add(time.Hour), true)
-	c.is("nothing", c.renew(newKey(), now, idle), fs.ErrNotExist)
+	c.is("nothing", c.renew(newKey(), now, now, idle), fs.ErrNotExist)
 	c.must(c.endSessions(want.Key))
-	c.is("after logout", c.renew(want.Key, now, idle), fs.ErrNotExist)
+	c.is("after logout", c.renew(want.Key, now, now, idle), fs.ErrNotExist)
 	c.isLive("after logout", want.Key, now, false)
 	early := c.in(frodo, noon)
-	c.is("before it was made", c.renew(early.Key, noon.Add(-clockSlack-time.Microsecond), idle), fs.ErrNotExist)
+	c.is("before it was made", c.renew(early.Key, noon.Add(-clockSlack-time.Microsecond), noon.Add(-clockSlack-time.Microsecond), idle), fs.ErrNotExist)
 }
 
 func (c conformed) testRenewRace() {
@@ -586,7 +586,7 @@ func (c conformed) testRenewRace() {
 			if i == 3 {
 				return c.endSessions(s.Key)
 			}
-			return c.renew(s.Key, noon, noon.Add(90*time.Minute+time.Duration(i)))
+			return c.renew(s.Key, noon, noon, noon.Add(90*time.Minute+time.Duration(i)))
 		}, fs.ErrNotExist)
 		if c.isLive(fmt.Sprint("round ", round), s.Key, noon, false); c.Failed() {
 			return
@@ -883,7 +883,7 @@ func (c conformed) testInviteEnds() {
 		_, err := c.invite(i.Key, at.when)
 		c.is(fmt.Sprint(at.when.Sub(noon)), err, at.want)
 		if at.want != nil {
-			err := c.acceptInvite(i.Key, User{Hash: "new"}, newSession("frodo", at.when), nil)
+			err := c.acceptInvite(i.Key, at.when, User{Hash: "new"}, newSession("frodo", at.when), nil)
 			c.is(fmt.Sprint("accept, ", at.when.Sub(noon)), err, at.want)
 		}
 	}
@@ -891,7 +891,7 @@ func (c conformed) testInviteEnds() {
 		c.Errorf("got %+v, %v", u, err)
 	}
 	s := newSession("frodo", i.Expires.Add(-time.Microsecond))
-	c.is("accept in time", c.acceptInvite(i.Key, User{Hash: "new"}, s, nil), nil)
+	c.is("accept in time", c.acceptInvite(i.Key, s.Created, User{Hash: "new"}, s, nil), nil)
 }
 
 func (c conformed) testAcceptInvite() {
@@ -902,7 +902,7 @@ func (c conformed) testAcceptInvite() {
 	s := newSession("frodo", noon)
 	// What the caller takes the user for does not count, but the hash.
 	u := User{Name: "frodo", Hash: "new", Created: noon.Add(time.Hour)}
-	c.must(c.acceptInvite(i.Key, u, s, []Key{others.Key}))
+	c.must(c.acceptInvite(i.Key, noon, u, s, []Key{others.Key}))
 	want := frodo
 	want.Hash = "new"
 	if got, err := c.user("frodo"); err != nil || got != want {
@@ -920,8 +920,8 @@ func (c conformed) testAcceptInvite() {
 	c.is("the invite", err, fs.ErrNotExist)
 	_, err = c.invite(othersInvite.Key, noon)
 	c.is("another's invite", err, nil)
-	c.is("again", c.acceptInvite(i.Key, u, newSession("frodo", noon), nil), fs.ErrNotExist)
-	c.is("nothing", c.acceptInvite(newKey(), u, newSession("frodo", noon), nil), fs.ErrNotExist)
+	c.is("again", c.acceptInvite(i.Key, noon, u, newSession("frodo", noon), nil), fs.ErrNotExist)
+	c.is("nothing", c.acceptInvite(newKey(), noon, u, newSession("frodo", noon), nil), fs.ErrNotExist)
 	c.isLive("the new session, after that", s.Key, noon, true)
 }
 
@@ -932,7 +932,7 @@ func (c conformed) testAcceptInviteRace() {
 		ok := c.together(20, func(n int) error {
 			s := newSession("frodo", noon)
 			s.Addr = fmt.Sprint(round, n)
-			return c.acceptInvite(i.Key, User{Name: "frodo", Hash: s.Addr}, s, nil)
+			return c.acceptInvite(i.Key, noon, User{Name: "frodo", Hash: s.Addr}, s, nil)
 		}, fs.ErrNotExist)
 		if ok != 1 {
 			c.Fatalf("round %d: %d of 20 accepted it", round, ok)
@@ -950,7 +950,7 @@ func (c conformed) testFirstUser() {
 	}
 	want := User{Name: "frodo", Hash: "hash", Created: noon}
 	s := newSession("frodo", noon)
-	c.must(c.acceptInvite(one.Key, want, s, nil))
+	c.must(c.acceptInvite(one.Key, noon, want, s, nil))
 	if got, err := c.user("frodo"); err != nil || got != want {
 		c.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
@@ -960,7 +960,7 @@ func (c conformed) testFirstUser() {
 		_, err := c.invite(k, noon)
 		c.is(what, err, fs.ErrNotExist)
 		sam := User{Name: "sam", Hash: "hash", Created: noon}
-		c.is(what+", accept", c.acceptInvite(k, sam, newSession("sam", noon), nil), fs.ErrNotExist)
+		c.is(what+", accept", c.acceptInvite(k, noon, sam, newSession("sam", noon), nil), fs.ErrNotExist)
 	}
 	void("the other invite", other.Key)
 	// Not even where there are no users any more.
@@ -984,7 +984,7 @@ func (c conformed) testFirstUserRace() {
 		ok := c.together(2*len(invites), func(n int) error {
 			name := fmt.Sprint("user", n)
 			u := User{Name: name, Hash: "hash", Created: noon}
-			return c.acceptInvite(invites[n/2].Key, u, newSession(name, noon), nil)
+			return c.acceptInvite(invites[n/2].Key, noon, u, newSession(name, noon), nil)
 		}, fs.ErrNotExist)
 		if ok != 1 {
 			c.Errorf("round %d: %d were the first", round, ok)
@@ -1026,9 +1026,9 @@ func (c conformed) testEverything() {
 				c.login(u, newSession(name, now), []Key{kept}, "hash "+name+" again"),
 				c.addInvite(i),
 				c.addToken(Token{Key: newKey(), User: name, Name: fmt.Sprint(n, round), Created: now}),
-				c.renew(kept, now, now.Add(time.Hour)),
+				c.renew(kept, now, now, now.Add(time.Hour)),
 				c.setPassword(u, fmt.Sprint(n, round), newSession(name, now)),
-				c.acceptInvite(i.Key, User{Hash: fmt.Sprint(n)}, newSession(name, now), []Key{kept}),
+				c.acceptInvite(i.Key, now, User{Hash: fmt.Sprint(n)}, newSession(name, now), []Key{kept}),
 			} {
 				if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errTooMany) {
 					return err

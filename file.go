@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"time"
 
@@ -40,8 +41,21 @@ func OpenStore(path string) (*BoltStore, error) {
 			return nil, fmt.Errorf("cannot keep others from reading the database: %w", err)
 		}
 	}
-	db.MaxBatchDelay = time.Millisecond // less than the fsync that a write costs anyway
-	return &BoltStore{db: db, path: path, file: file}, nil
+	b := &BoltStore{&boltFile{db: db, path: path, file: file, timed: func(bool, time.Duration) {}}, nil}
+	old := false
+	err = b.view(func(tx *bolt.Tx) error {
+		b.nextTx = tx.ID() + 1
+		old = string(tx.Bucket(bucketRingward).Get(keyFormat)) != format
+		return nil
+	})
+	if err == nil && old { // it lacks buckets; with them an older version refuses it
+		err = b.update(makeBuckets)
+	}
+	if err != nil {
+		b.Close()
+		return nil, fmt.Errorf("cannot open %s: %w", path, err)
+	}
+	return b, nil
 }
 
 // createStore makes the file whole under another name first: a process killed
@@ -60,22 +74,24 @@ func createStore(path string) error {
 		return err
 	}
 	db.AllocSize = 0 // as in openBolt
-	err = db.Update(func(tx *bolt.Tx) error {
-		b, err := tx.CreateBucket(bucketRingward)
-		if err == nil {
-			err = b.Put(keyFormat, []byte(format))
-		}
-		for _, name := range buckets {
-			if err == nil {
-				_, err = tx.CreateBucket(name)
-			}
-		}
-		return err
-	})
+	err = db.Update(makeBuckets)
 	if err := errors.Join(err, db.Sync(), db.Close()); err != nil {
 		return err
 	}
 	return publish(temp.Name(), path)
+}
+
+func makeBuckets(tx *bolt.Tx) error {
+	b, err := tx.CreateBucketIfNotExists(bucketRingward)
+	if err == nil {
+		err = b.Put(keyFormat, []byte(format))
+	}
+	for _, name := range buckets {
+		if err == nil {
+			_, err = tx.CreateBucketIfNotExists(name)
+		}
+	}
+	return err
 }
 
 // publish gives the finished file temp the name path, never in place of
@@ -94,6 +110,11 @@ func publish(temp, path string) error {
 		return err
 	}
 	os.Remove(temp)
+	return syncFolder(path)
+}
+
+// syncFolder returns when the name of a file is on disk.
+func syncFolder(path string) error {
 	folder, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
@@ -126,7 +147,9 @@ func inspect(path string) error {
 			if whole := tx.Size() + int64(db.Info().PageSize); file.Size() < whole { // bbolt keeps a page in reserve
 				return fmt.Errorf("%s is truncated (%d of %d bytes): restore a backup", path, file.Size(), whole)
 			}
-			if f := tx.Bucket(bucketRingward).Get(keyFormat); string(f) != format {
+			if f := string(tx.Bucket(bucketRingward).Get(keyFormat)); f == "1" { // OpenStore upgrades it
+				return nil
+			} else if f != format {
 				return fmt.Errorf("%s has format %.20q, which this version does not know: use a newer ringward", path, f)
 			}
 			for _, name := range buckets {
@@ -204,3 +227,96 @@ func (b *BoltStore) inPlace() error {
 	}
 	return nil
 }
+
+func (b *BoltStore) view(fn func(*bolt.Tx) error) error {
+	defer b.time(false, time.Now())
+	return b.transact(b.db.View, fn)
+}
+
+// transact runs fn in a transaction that begin begins. Where not fn but bbolt
+// itself panics it keeps its locks, and all who come after would wait for ever.
+func (b *BoltStore) transact(begin func(func(*bolt.Tx) error) error, fn func(*bolt.Tx) error) error {
+	if b.broken.Load() {
+		return errChanged
+	}
+	ended := false
+	err := guard(func() error {
+		err := begin(func(tx *bolt.Tx) error { return guard(func() error { return fn(tx) }) })
+		ended = true
+		return err
+	})
+	if !ended {
+		b.broken.Store(true)
+	}
+	return err
+}
+
+// write is a change that waits for its commit.
+type write struct {
+	fn   func(*bolt.Tx) error
+	err  error
+	done bool
+}
+
+// update runs fn in a write transaction and returns when it is on disk. Calls
+// that come while another one commits share the next commit and its fsync, so
+// fn may run more than once; its changes are undone when it returns an error.
+// (bolt.DB.Batch does the same in a goroutine of its own, where a fault of the
+// mapped file or a panic over a damaged page ends the process.)
+func (b *BoltStore) update(fn func(*bolt.Tx) error) error {
+	defer b.time(true, time.Now())
+	w := &write{fn: fn}
+	if b.act != nil {
+		w.fn = func(tx *bolt.Tx) error {
+			if err := fn(tx); err != nil {
+				return err
+			}
+			return record(tx, *b.act)
+		}
+	}
+	b.queueing.Lock()
+	b.queue = append(b.queue, w)
+	b.queueing.Unlock()
+
+	b.committing.Lock()
+	defer b.committing.Unlock()
+	if w.done {
+		return w.err
+	}
+	b.queueing.Lock()
+	batch := b.queue
+	b.queue = nil
+	b.queueing.Unlock()
+	defer b.cache.invalidate() // after a failure too: it may show only when the change can be read already
+	for len(batch) > 0 {
+		failed, id := -1, 0
+		err := b.transact(b.db.Update, func(tx *bolt.Tx) error {
+			if id = tx.ID(); b.nextTx != 0 && id != b.nextTx {
+				b.broken.Store(true) // what bbolt knows of free pages is not true of this file
+				return errChanged
+			}
+			for i, w := range batch {
+				if err := guard(func() error { return w.fn(tx) }); err != nil {
+					failed = i
+					return err
+				}
+			}
+			return nil
+		})
+		if failed >= 0 { // its changes are undone; the others get another transaction
+			batch[failed].err, batch[failed].done = err, true
+			batch = slices.Delete(batch, failed, failed+1)
+			continue
+		}
+		if b.nextTx = id + 1; err != nil { // it may be in the file all the same
+			b.nextTx = 0
+		}
+		for _, w := range batch {
+			w.err, w.done = err, true
+		}
+		break
+	}
+	return w.err
+}
+
+func (b *BoltStore) time(write bool, from time.Time) { b.timed(write, time.Since(from)) }

@@ -78,7 +78,7 @@ func TestOpenRefuses(t *testing.T) {
 		"foreign, small pages": {foreign(1024, func(tx *bolt.Tx) error { _, err := tx.CreateBucket([]byte("mordor")); return err }),
 			"another program's bbolt file"},
 		"foreign and new": {foreign(0, func(*bolt.Tx) error { return errors.New("nothing is written") }), "another program's bbolt file"},
-		"newer format":    {changed(func(tx *bolt.Tx) error { return tx.Bucket(bucketRingward).Put(keyFormat, []byte("2")) }), "use a newer ringward"},
+		"newer format":    {changed(func(tx *bolt.Tx) error { return tx.Bucket(bucketRingward).Put(keyFormat, []byte("3")) }), "use a newer ringward"},
 		"no format":       {changed(func(tx *bolt.Tx) error { return tx.Bucket(bucketRingward).Delete(keyFormat) }), "format"},
 		"no users":        {changed(func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketUsers) }), "damaged"},
 		"no index":        {changed(func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketExpiry) }), "damaged"},
@@ -210,6 +210,7 @@ func TestOpenDamagedAnywhere(t *testing.T) {
 			continue
 		}
 		opened++
+		store.db.NoSync = true
 		if all, err := store.users(); err == nil && len(all) == 0 {
 			t.Errorf("at %d: there seem to be no users, which would let in the first who comes", at)
 		}
@@ -226,8 +227,11 @@ func TestOpenDamagedAnywhere(t *testing.T) {
 					t.Errorf("at %d: %s's session was read as %+v of %+v", at, u.Name, s, found)
 				}
 			}
+			store.setPassword(u, "new", numberedSession(u, 3)) // may fail, and not crash
 		}
 		store.rings()
+		store.addRing(Ring{Name: "Narya", Bearer: "elves"})
+		store.Sweep(t.Context(), midday.Add(48*time.Hour))
 		store.Close()
 	}
 	t.Logf("of 100 files %d were opened; %d sessions in them could not be read, %d were not found", opened, failed, lost)
@@ -365,28 +369,60 @@ func TestFileGoneWhileOpen(t *testing.T) {
 	}
 }
 
-// TestFileOverwrittenWhileOpen: what the open store knows of free pages is not
-// true of another database that is copied over it.
-func TestFileOverwrittenWhileOpen(t *testing.T) {
-	store := tempStore(t)
-	noErr(t, store.addUser(numberedUser(0)))
-	other := filepath.Join(t.TempDir(), "other.db")
-	want := filledFile(t, 20)
-	noErr(t, os.WriteFile(other, want, 0o600))
-	noErr(t, copyOver(other, store.path))
-	for range 3 {
-		for name, write := range map[string]func() error{
-			"addUser":     func() error { return store.addUser(numberedUser(30)) },
-			"endSessions": func() error { return store.endSessions(Key{}) },
-			"sweep":       func() error { _, err := store.Sweep(t.Context(), midday.Add(48*time.Hour)); return err },
-		} {
-			if err := write(); err == nil || !strings.Contains(err.Error(), "was overwritten while it was open") {
-				t.Errorf("%s: %v", name, err)
+// TestFileChangedWhileOpen: what the open store knows of free pages is not true
+// of another database that is copied over it, and of a file that is cut short
+// nothing can be read. Every write fails and leaves the file as it is; nobody
+// waits for ever.
+func TestFileChangedWhileOpen(t *testing.T) {
+	tests := map[string]func(store *BoltStore) error{
+		"emptied":              func(store *BoltStore) error { return os.Truncate(store.path, 0) },
+		"truncated to a page":  func(store *BoltStore) error { return os.Truncate(store.path, int64(os.Getpagesize())) },
+		"truncated to the end": func(store *BoltStore) error { return os.Truncate(store.path, 2*int64(os.Getpagesize())) },
+		"another database": func(store *BoltStore) error {
+			other := store.path + ".other"
+			return errors.Join(os.WriteFile(other, filledFile(t, 20), 0o600), copyOver(other, store.path))
+		},
+	}
+	for older := range 4 { // by so many writes
+		tests[fmt.Sprint("a copy, ", older+1, " writes older")] = func(store *BoltStore) error {
+			copied := copyOver(store.path, store.path+".copy")
+			for n := range older + 1 {
+				copied = errors.Join(copied, store.addUser(numberedUser(n+1)))
 			}
+			return errors.Join(copied, copyOver(store.path+".copy", store.path))
 		}
 	}
-	noErr(t, store.Close())
-	if got, err := os.ReadFile(store.path); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("the copy was changed, %v", err)
+	for name, change := range tests {
+		for _, written := range []bool{false, true} { // since it was opened
+			t.Run(fmt.Sprint(name, ", written ", written), func(t *testing.T) {
+				store := tempStore(t)
+				if written {
+					noErr(t, store.addUser(numberedUser(0)))
+				}
+				noErr(t, change(store))
+				before, err := os.ReadFile(store.path)
+				noErr(t, err)
+				for range 3 {
+					for name, write := range map[string]func() error{
+						"addUser":     func() error { return store.addUser(numberedUser(30)) },
+						"endSessions": func() error { return store.endSessions(Key{}) },
+					} {
+						if err := write(); err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "the database ") {
+							t.Errorf("%s: %v", name, err)
+						}
+					}
+					if err := store.ping(); err == nil {
+						t.Error("ping finds nothing")
+					}
+					if _, err := store.user("nobody"); errors.Is(err, fs.ErrNotExist) {
+						t.Error("somebody is not there, says a file that is not ours")
+					}
+				}
+				store.Close()
+				if after, err := os.ReadFile(store.path); err != nil || !bytes.Equal(after, before) {
+					t.Errorf("the file was changed, %v", err)
+				}
+			})
+		}
 	}
 }

@@ -24,16 +24,31 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 )
 
 // Gateway is ringward in front of other tools.
 type Gateway struct {
-	auth     *Auth
-	trusted  []netip.Prefix // proxies whose X-Forwarded-* are believed
-	public   *url.URL       // scheme and host by which browsers reach us; nil: not known
-	upstream *url.URL       // scheme and host of the tool behind us; nil: there is none
+	auth       *Auth
+	tools      atomic.Pointer[Tools]
+	trusted    []netip.Prefix // proxies whose X-Forwarded-* are believed
+	public     *url.URL       // scheme and host by which browsers reach us; nil: not known
+	userHeader string         // that tells a tool who is there
+	prefix     string         // where our own paths begin
+
+	untrusted sync.Once
+}
+
+// setTools makes these the tools from the next request on.
+func (g *Gateway) setTools(tools Tools) {
+	for _, tool := range tools {
+		if tool.upstream != nil {
+			tool.proxy = g.proxy(tool)
+		}
+	}
+	g.tools.Store(&tools)
 }
 
 // arrive makes of a request what a trusted proxy says that it was: it has the
@@ -101,10 +116,13 @@ func parseAddr(text string) (netip.Addr, bool) {
 	return addr.Unmap().WithZone(""), err == nil
 }
 
-// scheme is how the browser asked.
+// scheme is how the browser asked. Where our own name is https, so are those
+// that share its cookie, whatever a gateway says that has another one in front.
 func (g *Gateway) scheme(r *http.Request) string {
 	proto := r.Header.Get("X-Forwarded-Proto")
 	switch {
+	case g.public != nil && g.public.Scheme == "https" && (strings.EqualFold(r.Host, g.public.Host) || g.inDomain(&url.URL{Host: r.Host})):
+		return "https"
 	case proto == "http" || proto == "https":
 		return proto
 	case r.TLS != nil:
@@ -118,35 +136,77 @@ func (g *Gateway) scheme(r *http.Request) string {
 // handleVerify is GET /auth/verify: a gateway asks whether a request may pass,
 // and sends that one's headers. Any status but 204 means that it may not. What
 // was asked for is the last parameter, uri, escaped or as nginx has it in
-// $request_uri; or else what a trusted proxy forwards.
+// $request_uri; or else what a trusted proxy forwards. A trusted gateway is also
+// told what of Cookie and Authorization the tool may get; a page that asks
+// itself is not, because it must not read cookies that are HttpOnly.
 func (g *Gateway) handleVerify(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	query, uri, ok := strings.Cut("&"+r.URL.RawQuery, "&uri=")
+	if !ok {
+		uri = r.Header.Get("X-Forwarded-Uri")
+	} else if plain, err := url.QueryUnescape(uri); err == nil && !strings.HasPrefix(uri, "/") {
+		uri = plain
+	}
 	asked := r.WithContext(r.Context()) // a copy
 	asked.Method = cmp.Or(r.Header.Get("X-Forwarded-Method"), r.Method)
-	if !g.auth.sameSite(w, asked) {
+	if asked.URL, _ = url.ParseRequestURI(uri); asked.URL == nil {
+		asked.URL = &url.URL{} // of which nothing is public
+	}
+	tool := g.tools.Load().find(r.Host)
+	if tool == nil {
+		respondError(w, http.StatusForbidden, "There is no tool of that name here")
 		return
 	}
-	l, err := g.auth.identify(w, r)
-	if err == nil {
-		w.Header().Set("Remote-User", l.User.Name)
-		w.WriteHeader(http.StatusNoContent)
+	l, err := g.decide(asked, tool, time.Now())
+	if err == nil && l.User.Name != "" {
+		err = g.auth.welcome(w, r, &l)
+	}
+	if err != nil {
+		login := g.loginURL(r, uri)
+		if !strings.Contains(query, "&redirect") {
+			asked.Method = "" // which is no navigation
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			w.Header().Set("X-Login-URL", login)
+		}
+		g.refuse(w, asked, tool, login, err)
+		return
+	}
+	g.tell(w.Header(), l) // also of nobody: Caddy would put words of its own where there is no header
+	if r.Header["X-Forwarded-Method"] != nil {
+		h := http.Header{"Cookie": r.Header["Cookie"], "Authorization": r.Header["Authorization"]}
+		g.dropCredentials(h)
+		if h["Cookie"] != nil {
+			w.Header().Set("Cookie", strings.Join(h["Cookie"], "; "))
+		}
+		if h["Authorization"] != nil {
+			w.Header()["Authorization"] = h["Authorization"]
+		}
+	} else {
+		g.untrusted.Do(func() {
+			g.auth.Log.WarnContext(r.Context(), "asked by what is not in -trusted-proxies: a tool behind it gets no cookies", "addr", clientAddr(r))
+		})
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// refuse responds to a request for a tool that decide did not let through.
+func (g *Gateway) refuse(w http.ResponseWriter, asked *http.Request, tool *Tool, login string, err error) {
+	if errors.Is(err, fs.ErrNotExist) && navigates(asked) {
+		w.Header().Set("Location", login)
+		w.WriteHeader(http.StatusSeeOther)
 		return
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		query, uri, ok := strings.Cut("&"+r.URL.RawQuery, "&uri=")
-		if !ok {
-			uri = r.Header.Get("X-Forwarded-Uri")
-		} else if plain, err := url.QueryUnescape(uri); err == nil && !strings.HasPrefix(uri, "/") {
-			uri = plain
-		}
-		login := g.loginURL(r, uri)
-		if strings.Contains(query, "&redirect") && navigates(asked) {
-			w.Header().Set("Location", login)
-			w.WriteHeader(http.StatusSeeOther)
-			return
-		}
-		w.Header().Set("X-Login-URL", login)
+		tool.challenge(w, asked)
 	}
-	g.auth.deny(w, r, err)
+	g.auth.deny(w, asked, err)
+}
+
+// tell puts into the headers for a tool who is there.
+func (g *Gateway) tell(h http.Header, l Login) {
+	h.Set(g.userHeader, l.User.Name)
+	h.Set("Remote-Groups", strings.ReplaceAll(l.User.Groups, " ", ","))
 }
 
 // loginURL is the login page that leads back to what a gateway asks about.
@@ -155,14 +215,24 @@ func (g *Gateway) loginURL(r *http.Request, uri string) string {
 	base, next := "", g.next(uri)
 	if g.public != nil {
 		base = g.public.String()
-		// The login page may be on another host than the tool.
-		if !strings.EqualFold(r.Host, g.public.Host) {
-			if there := g.next(g.scheme(r) + "://" + r.Host + next); there != "/" {
-				next = there
-			}
+		there := (&url.URL{Host: r.Host}).Hostname()
+		if next[0] == '/' && !strings.EqualFold(there, g.public.Hostname()) { // the login page is on another host
+			next = g.next(g.scheme(r) + "://" + r.Host + next)
 		}
 	}
 	return base + g.auth.LoginPage + "?next=" + url.QueryEscape(next)
+}
+
+// onPublicHost keeps the account to the host of the public address where tools
+// on other hosts have the session's cookie too.
+func (g *Gateway) onPublicHost(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if g.auth.CookieDomain != "" && g.public != nil && !strings.EqualFold(r.Host, g.public.Host) {
+			respondError(w, http.StatusMisdirectedRequest, "The account is elsewhere", "it is at "+g.public.String()+g.prefix+"/account")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // handleContinue is GET /auth/continue: on to next, after a login.
@@ -221,30 +291,26 @@ func (g *Gateway) inDomain(u *url.URL) bool {
 }
 
 const (
-	// slow is how long a tool may take until its response begins, from when it
-	// has the request.
-	slow = 60 * time.Second
 	// idleUpstream is less than the 5 s after which Node and Apache close an
 	// idle connection: on one that is just being closed a POST would fail.
 	idleUpstream = 4 * time.Second
 )
 
-// proxy passes requests on to the tool; it belongs behind RequireLogin. What
-// the tool responds passes as it is, but for cookies by a session's name, of
-// which there is that of a renewed one only, and for Cache-Control where there
-// is that or the tool has none.
-func (g *Gateway) proxy() http.Handler {
-	return g.proxyOver((&net.Dialer{Timeout: 10 * time.Second}).DialContext)
+// proxy passes requests on to a tool. What the tool responds passes as it is, but for what would end the session in the
+// browser, and for Cache-Control where the session is renewed or the tool has
+// none.
+func (g *Gateway) proxy(tool *Tool) http.Handler {
+	return g.proxyOver(tool, (&net.Dialer{Timeout: 10 * time.Second}).DialContext)
 }
 
-func (g *Gateway) proxyOver(dial func(ctx context.Context, network, addr string) (net.Conn, error)) http.Handler {
+func (g *Gateway) proxyOver(tool *Tool, dial func(ctx context.Context, network, addr string) (net.Conn, error)) http.Handler {
 	shared := httputil.ReverseProxy{
-		Rewrite:    g.rewrite,
+		Rewrite:    func(p *httputil.ProxyRequest) { g.rewrite(p, tool.upstream) },
 		BufferPool: &buffers{},
 		ErrorLog:   slog.NewLogLogger(g.auth.Log.Handler(), slog.LevelWarn),
 		Transport: &http.Transport{ // no Proxy: the environment is about other places
 			DialContext:           dial,
-			ResponseHeaderTimeout: slow,
+			ResponseHeaderTimeout: tool.timeout,
 			ExpectContinueTimeout: time.Second,
 			IdleConnTimeout:       idleUpstream,
 			MaxIdleConnsPerHost:   256,
@@ -259,24 +325,28 @@ func (g *Gateway) proxyOver(dial func(ctx context.Context, network, addr string)
 		}
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
-		s := &stream{auth: g.auth, r: r, w: w, cancel: cancel}
+		s := &stream{gateway: g, r: r, w: w, cancel: cancel}
 		s.start()
 		defer s.stop()
 		out := r.WithContext(ctx)
-		body := &upload{ReadCloser: r.Body}
+		body := &upload{ReadCloser: r.Body, stream: s}
 		out.Body = body
 
 		own := maps.Clone(w.Header())
 		clear(w.Header()) // not in ModifyResponse: a 103 would come before that
 		proxy := shared
 		proxy.ModifyResponse = func(response *http.Response) error {
-			response.Header["Set-Cookie"] = slices.DeleteFunc(response.Header["Set-Cookie"], namesSession)
-			if len(own["Set-Cookie"]) > 0 {
-				response.Header["Set-Cookie"] = append(response.Header["Set-Cookie"], own["Set-Cookie"]...)
+			h := response.Header
+			h["Set-Cookie"] = append(slices.DeleteFunc(h["Set-Cookie"], g.namesSession), own["Set-Cookie"]...)
+			if clears := h.Get("Clear-Site-Data"); strings.Contains(clears, "cookies") || strings.Contains(clears, "*") {
+				h.Del("Clear-Site-Data")
 			}
-			if response.Header["Cache-Control"] == nil || len(own["Set-Cookie"]) > 0 { // a cache would hand the session to others
-				response.Header["Cache-Control"] = own["Cache-Control"]
+			if len(own["Set-Cookie"]) > 0 { // a cache would hand the session to others
+				h["Cache-Control"] = own["Cache-Control"]
+			} else if h["Cache-Control"] == nil {
+				h.Set("Cache-Control", "private, no-cache")
 			}
+			response.Body = s.watch(response.Body)
 			return nil
 		}
 		proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, err error) {
@@ -307,9 +377,9 @@ func (g *Gateway) proxyOver(dial func(ctx context.Context, network, addr string)
 // rewrite makes the tool's request from the client's. It runs after hop-by-hop
 // headers were removed, so that a client cannot have ours removed by naming
 // them in Connection.
-func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
+func (g *Gateway) rewrite(p *httputil.ProxyRequest, upstream *url.URL) {
 	in, out := p.In, p.Out
-	out.URL.Scheme, out.URL.Host, out.URL.User = g.upstream.Scheme, g.upstream.Host, nil
+	out.URL.Scheme, out.URL.Host, out.URL.User = upstream.Scheme, upstream.Host, nil
 	out.URL.RawQuery = noSpace(in.URL.RawQuery) // ReverseProxy cleans it of what net/url cannot read
 	// The path as it was sent, with what net/url would have escaped. It would
 	// take one that begins with two slashes for a host.
@@ -318,19 +388,23 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	}
 	out.Trailer = nil // may hold what headers may not
 	for name := range out.Header {
-		if isIdentityHeader(name) {
+		if isIdentityHeader(name) || matchesCGI(name, g.userHeader, true) {
 			delete(out.Header, name)
 		}
 	}
+	g.dropCredentials(out.Header)
 	// Through another protocol, h2c for one, a client could send the tool
 	// further requests that do not come by here.
 	if !strings.EqualFold(out.Header.Get("Upgrade"), "websocket") {
 		out.Header.Del("Upgrade")
 		out.Header.Del("Connection")
 	}
-	mapLines(out.Header, "Cookie", withoutSession)
-	mapLines(out.Header, "Authorization", withoutToken)
-	out.Header["Remote-User"] = []string{UserOf(in)}
+	if l := loginOf(in); l.User.Name != "" {
+		g.tell(out.Header, l)
+		if l.User.Groups == "" {
+			out.Header.Del("Remote-Groups")
+		}
+	}
 	out.Header["X-Forwarded-For"] = []string{cmp.Or(in.Header.Get("X-Forwarded-For"), clientAddr(in))}
 	out.Header["X-Forwarded-Host"] = []string{in.Host}
 	out.Header["X-Forwarded-Proto"] = []string{g.scheme(in)}
@@ -340,32 +414,56 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 // the tool's request line.
 func noSpace(uri string) string { return strings.ReplaceAll(uri, " ", "%20") }
 
-// isIdentityHeader says whether a header is one by which proxies say who and
-// where a client is.
+// identityHeaders are those by which proxies say who and where a client is:
+// what they begin with, or the whole name.
+var identityHeaders = []string{"remote-", "x-remote-", "x-forwarded-", "x-webauth-", "x-auth-request-", "x-authenticated-",
+	"x-authentik-", "x-auth-user", "x-real-ip", "forwarded"}
+
 func isIdentityHeader(name string) bool {
-	return matchesCGI(name, "remote-", false) || matchesCGI(name, "x-forwarded-", false) ||
-		matchesCGI(name, "x-real-ip", true) || matchesCGI(name, "forwarded", true)
+	return slices.ContainsFunc(identityHeaders, func(want string) bool {
+		return matchesCGI(name, want, want == "x-real-ip" || want == "forwarded")
+	})
 }
 
 // matchesCGI compares as tools may: CGI and its descendants take all but
-// letters and digits for the same character.
+// letters and digits for the same character. want is whole, or what name begins
+// with.
 func matchesCGI(name, want string, whole bool) bool {
 	if len(name) < len(want) || whole && len(name) > len(want) {
 		return false
 	}
 	for i := range len(want) {
-		c := name[i]
-		switch {
-		case 'A' <= c && c <= 'Z':
-			c += 'a' - 'A'
-		case ('a' > c || c > 'z') && ('0' > c || c > '9'):
-			c = '-'
-		}
-		if c != want[i] {
+		if cgi(name[i]) != cgi(want[i]) {
 			return false
 		}
 	}
 	return true
+}
+
+func cgi(c byte) byte {
+	switch {
+	case 'A' <= c && c <= 'Z':
+		return c + 'a' - 'A'
+	case ('a' > c || c > 'z') && ('0' > c || c > '9'):
+		return '-'
+	}
+	return c
+}
+
+// dropCredentials leaves of the headers what is not ours to read.
+func (g *Gateway) dropCredentials(h http.Header) {
+	mapLines(h, "Cookie", g.withoutSession)
+	for _, name := range []string{"Authorization", "Proxy-Authorization"} {
+		mapLines(h, name, func(line string) string {
+			_, password, _ := basicLogin(http.Header{"Authorization": {line}})
+			if bearerToken(line) != "" || strings.HasPrefix(password, "rw_") {
+				return ""
+			}
+			return line
+		})
+	}
+	h.Del("X-Ringward-Token")
+	h.Del("Ringward-Proof")
 }
 
 // mapLines replaces each line of a header by what f makes of it, if that is
@@ -383,33 +481,21 @@ func mapLines(h http.Header, name string, f func(string) string) {
 	}
 }
 
-// withoutSession cuts the session out of a Cookie header, by whatever of its
-// names, and leaves the other cookies as they stand.
-func withoutSession(line string) string {
-	if !strings.Contains(line, "ringward") {
-		return line
-	}
-	return strings.TrimLeft(strings.Join(slices.DeleteFunc(strings.Split(line, ";"), namesSession), ";"), " \t")
+// withoutSession cuts sessions out of a Cookie header, and leaves the other
+// cookies as they stand.
+func (g *Gateway) withoutSession(line string) string {
+	return strings.TrimLeft(strings.Join(slices.DeleteFunc(strings.Split(line, ";"), g.namesSession), ";"), " \t")
 }
 
 // namesSession says whether a line of Set-Cookie, or a part of one of Cookie,
-// is a session of ours by its name. A cookie that is set without a name comes
-// back as its value alone, which may look like a name.
-func namesSession(cookie string) bool {
+// is a session by its name: ours, or that of another ringward on this host,
+// whose names begin as ours by default. A cookie that is set without a name
+// comes back as its value alone, which may look like a name.
+func (g *Gateway) namesSession(cookie string) bool {
 	name, _, _ := strings.Cut(strings.TrimLeft(cookie, "= \t"), "=")
-	switch strings.TrimRight(name, " \t") {
-	case "ringward", "__Host-ringward", "__Secure-ringward":
-		return true
-	}
-	return false
-}
-
-// withoutToken drops an API token of ours.
-func withoutToken(line string) string {
-	if bearer(http.Header{"Authorization": {line}}) != "" {
-		return ""
-	}
-	return line
+	name = strings.ToLower(strings.TrimRight(name, " \t"))
+	name = strings.TrimPrefix(strings.TrimPrefix(name, "__host-"), "__secure-")
+	return strings.HasPrefix(name, "ringward") || name == strings.ToLower(g.auth.CookieName)
 }
 
 // buffers are what responses pass through, 32 KiB each.

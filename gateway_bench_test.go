@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -29,15 +30,16 @@ func BenchmarkProxy(b *testing.B) {
 		BufferPool: &buffers{},
 	})
 	defer plain.Close()
-	s := newTestServer(b)
-	gateway := &Gateway{auth: s.Auth, upstream: upstream}
-	store := s.store.(fullStore)
+	store, err := OpenStore(filepath.Join(b.TempDir(), "test.db"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := newTestServerOn(b, store) // adds frodo
 	lines := newLineWriter()
 	go lines.run(io.Discard)
 	defer lines.end()
-	log := newLogger(lines, false)
 	guarded := httptest.NewUnstartedServer(nil)
-	guarded.Config = newServer(&Protect{next: routes(s.Auth, &Account{s.Auth, store, 15}, &Rings{s.Auth, store}, gateway), log: log, arrive: gateway.arrive}, log)
+	guarded.Config = newServer(newTestProgram(b, store, lines, "-proxy", tool.URL), newLogger(lines, false))
 	guarded.Start()
 	defer guarded.Close()
 	cookie := s.login(b)

@@ -24,8 +24,17 @@ func respond(w http.ResponseWriter, status int, data any) {
 	}{data})
 }
 
-// respondError has one title and, at most, one detail.
+// respondError has one title and, at most, one detail. A writer may say it in
+// another form.
 func respondError(w http.ResponseWriter, status int, title string, detail ...string) {
+	if status == http.StatusUnauthorized && w.Header().Get("WWW-Authenticate") == "" { // which wants one (RFC 9110 section 11.6.1); of this one browsers make no dialog
+		w.Header().Set("WWW-Authenticate", `Bearer realm="ringward"`)
+	}
+	if page, ok := w.(interface {
+		respondPage(int, string, string) bool
+	}); ok && page.respondPage(status, title, strings.Join(detail, " ")) {
+		return
+	}
 	type failure struct {
 		Title  string `json:"title"`
 		Status int    `json:"status"`
@@ -51,16 +60,22 @@ func respondJSON(w http.ResponseWriter, status int, v any) {
 type refusal struct {
 	status int
 	title  string
+	detail string
 	wait   time.Duration // for Retry-After; 0: there is none
 }
 
 func (no *refusal) Error() string { return no.title }
 
+// retryAfter is the seconds to wait.
+func (no *refusal) retryAfter() string {
+	return strconv.Itoa(int((no.wait + time.Second - 1) / time.Second))
+}
+
 func (no *refusal) respond(w http.ResponseWriter) {
 	if no.wait > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int((no.wait+time.Second-1)/time.Second)))
+		w.Header().Set("Retry-After", no.retryAfter())
 	}
-	respondError(w, no.status, no.title)
+	respondError(w, no.status, no.title, no.detail)
 }
 
 // seconds is how times are shown: RFC 3339 in UTC.

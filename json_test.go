@@ -100,10 +100,10 @@ func TestResponses(t *testing.T) {
 		{func(w http.ResponseWriter) { respondError(w, 404, "Not found") }, 404, "", `{"errors":[{"title":"Not found","status":404}]}`},
 		{func(w http.ResponseWriter) { respondError(w, 400, "Malformed", "so and so") }, 400, "",
 			`{"errors":[{"title":"Malformed","status":400,"detail":"so and so"}]}`},
-		{(&refusal{403, "No", 0}).respond, 403, "", `{"errors":[{"title":"No","status":403}]}`},
-		{(&refusal{429, "Later", time.Second}).respond, 429, "1", `{"errors":[{"title":"Later","status":429}]}`},
-		{(&refusal{429, "Later", time.Second + 1}).respond, 429, "2", `{"errors":[{"title":"Later","status":429}]}`},
-		{(&refusal{429, "Later", 1}).respond, 429, "1", `{"errors":[{"title":"Later","status":429}]}`},
+		{(&refusal{403, "No", "", 0}).respond, 403, "", `{"errors":[{"title":"No","status":403}]}`},
+		{(&refusal{429, "Later", "", time.Second}).respond, 429, "1", `{"errors":[{"title":"Later","status":429}]}`},
+		{(&refusal{429, "Later", "", time.Second + 1}).respond, 429, "2", `{"errors":[{"title":"Later","status":429}]}`},
+		{(&refusal{429, "Later", "", 1}).respond, 429, "1", `{"errors":[{"title":"Later","status":429}]}`},
 	} {
 		w := httptest.NewRecorder()
 		c.respond(w)

@@ -232,7 +232,7 @@ func TestRequestLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // it is the first of January 2000
 		for _, asJSON := range []bool{false, true} {
 			out := new(bytes.Buffer)
-			p := &Protect{log: newLogger(out, asJSON), arrive: func(*http.Request) {}, next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			p := &Protect{log: newLogger(out, asJSON), gateway: plainGateway(), web: plainWeb, next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				time.Sleep(1500 * time.Microsecond)
 				seenUser(r, "frodo")
 				w.WriteHeader(http.StatusTeapot)
@@ -267,10 +267,10 @@ func TestRequestLineOfNastyRequests(t *testing.T) {
 					r.Host = "localhost"
 				}
 				out.Reset()
-				gateway := &Gateway{}
+				gateway := plainGateway()
 				trust("0.0.0.0/0")(gateway)
 				r.RemoteAddr = "192.0.2.1:80"
-				(&Protect{next: http.NotFoundHandler(), log: newLogger(out, asJSON), arrive: gateway.arrive}).ServeHTTP(httptest.NewRecorder(), r)
+				(&Protect{next: http.NotFoundHandler(), log: newLogger(out, asJSON), gateway: gateway, web: plainWeb}).ServeHTTP(httptest.NewRecorder(), r)
 				oneLine(t, out.String(), asJSON)
 				line := strings.Replace(out.String(), "µs", "us", 1)
 				if n := len(line); n > 1100 || strings.ContainsFunc(line, func(c rune) bool { return c > '~' }) || strings.Count(line, " msg=")+strings.Count(line, `"msg":`) != 1 {
@@ -290,7 +290,7 @@ func TestPathInTheLog(t *testing.T) {
 	const secret = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG"
 	s := newAccountServer(t)
 	own := s.Handler
-	proxied := routes(s.auth, &Account{s.auth, s.store, 15}, &Rings{s.auth, s.store}, &Gateway{auth: s.auth, upstream: &url.URL{Scheme: "http", Host: "127.0.0.1:1"}})
+	proxied := newTestProgram(t, s.store, io.Discard, "-proxy", "http://127.0.0.1:1").next
 	for _, c := range []struct{ method, path, want string }{
 		{"POST", "/auth/session", "/auth/session"},
 		{"GET", "/auth/invites/" + secret, "/auth/invites/{token}"},
@@ -323,7 +323,7 @@ func TestPathInTheLog(t *testing.T) {
 		for name, next := range map[string]http.Handler{"alone": own, "before a tool": proxied} {
 			for _, asJSON := range []bool{false, true} {
 				out := new(bytes.Buffer)
-				p := &Protect{next: next, log: newLogger(out, asJSON), arrive: (&Gateway{}).arrive}
+				p := &Protect{next: next, log: newLogger(out, asJSON), gateway: plainGateway(), web: plainWeb}
 				s.auth.Log = p.log
 				r := httptest.NewRequest(c.method, "http://localhost", nil)
 				target, err := url.ParseRequestURI(c.path)
@@ -347,7 +347,7 @@ func TestPathInTheLog(t *testing.T) {
 func TestUserInTheLog(t *testing.T) {
 	s := newAccountServer(t)
 	out := new(bytes.Buffer)
-	s.Handler = &Protect{next: s.Handler, log: newLogger(out, false), arrive: (&Gateway{}).arrive, public: "example.com"}
+	s.Handler = &Protect{next: s.Handler, log: newLogger(out, false), gateway: plainGateway(), web: plainWeb, public: "example.com"}
 	cookie := s.enter("frodo", testPassword)
 	token := s.token(cookie, `{"name":"x"}`).Token
 	for _, c := range []struct{ method, path, body, name, value, want string }{

@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -74,6 +75,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 // fullStore is all that the server needs of its store.
 type fullStore interface {
 	adminStore
+	factorStore
 	ringStore
 }
 
@@ -112,13 +114,13 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 			fmt.Fprintf(stderr, format+"\n", args...)
 		}
 	}
-	var certificates []tls.Certificate
+	var certificate atomic.Pointer[tls.Certificate]
 	if c.tlsCert != "" {
 		pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey)
 		if err != nil {
 			return usagef("-tls-cert, -tls-key: %w", err)
 		}
-		certificates = append(certificates, pair)
+		certificate.Store(&pair)
 	}
 	store, err := openFullStore(c.db)
 	if err != nil {
@@ -126,39 +128,39 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	}
 	defer store.Close()
 
-	auth, err := NewAuth(store, keys...)
-	if err != nil {
-		return err
-	}
-	account := &Account{auth, store, c.passwordMin}
-	auth.Idle, auth.Max, auth.Cost, auth.Log = c.sessionIdle, c.sessionMax, c.bcryptCost, log
-	auth.Secure, auth.CookieDomain, auth.LoginPage = c.secure(), c.cookieDomain, "/auth/login"
-	auth.tokenLogin, auth.seen = account.tokenLogin, seenUser
-	gateway := &Gateway{auth: auth, trusted: c.trusted, public: c.public, upstream: c.upstream}
-	protect := &Protect{next: routes(auth, account, &Rings{auth, store}, gateway), log: log, arrive: gateway.arrive, domain: c.cookieDomain}
-	if c.public != nil {
-		protect.public, protect.hsts = c.public.Hostname(), c.public.Scheme == "https"
-		if err := auth.crossOrigin.AddTrustedOrigin(c.public.String()); err != nil {
-			return err
-		}
-	}
-	if err := store.seedRings(); err != nil {
-		return err
-	}
-
 	listener, err := net.Listen("tcp", c.addr)
 	if err != nil {
 		return err
 	}
 	defer listener.Close()
-	server := newServer(protect, log)
+	base := c.base(listener.Addr().String())
+	program, err := newProgram(c, store, keys, log, base)
+	if err != nil {
+		return err
+	}
+	if err := store.seedRings(); err != nil {
+		return err
+	}
+
+	if c.metrics != "" {
+		private, err := net.Listen("tcp", c.metrics)
+		if err != nil {
+			return fmt.Errorf("-metrics: %w", err)
+		}
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", program.metrics.handler(store))
+		figures := newServer(mux, log)
+		defer figures.Close()
+		say("metrics on http://%s/metrics", private.Addr())
+		go figures.Serve(private)
+	}
+	server := newServer(program, log)
 	conns := listener
-	if certificates != nil {
-		conns = tls.NewListener(listener, &tls.Config{Certificates: certificates,
-			MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}})
+	if certificate.Load() != nil {
+		conns = tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate.Load(), nil }})
 		server.MaxHeaderBytes = 16 << 10 // HTTP/2 adds nothing to it
 	}
-	operator := &Operator{auth, store, c.passwordMin, c.base(listener.Addr().String())}
 	commands := make(chan struct{}) // closed when no command runs
 	var socket net.Listener
 	if isPostgres(c.db) { // other servers may run on that one: commands open it themselves
@@ -168,18 +170,37 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		close(commands)
 	} else {
 		defer socket.Close()
-		go func() { defer close(commands); operator.serveCommands(socket) }()
+		go func() { defer close(commands); program.operator.serveCommands(socket) }()
 	}
-	sweeping, stopSweeping := context.WithCancel(ctx)
-	swept := make(chan struct{})
-	go func() { defer close(swept); keepSwept(sweeping, store, log) }()
-	defer func() { stopSweeping(); <-swept }()
+	reload := func() {
+		if pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey); c.tlsCert != "" && err != nil {
+			log.Error("certificate not read again", "error", err)
+		} else if c.tlsCert != "" {
+			certificate.Store(&pair)
+		}
+		if tools, err := readTools(c.toolsFile, c.proxyTimeout); c.toolsFile != "" && err != nil {
+			log.Error("tools not read again", "error", err)
+		} else if c.toolsFile != "" {
+			program.gateway.setTools(tools)
+		}
+		log.Info("reload")
+	}
+	working, stopWorking := context.WithCancel(ctx)
+	stopped := make(chan struct{})
+	go func() { defer close(stopped); keepUp(working, store, log, program.metrics, reload) }()
+	defer func() { stopWorking(); <-stopped }()
 
 	say("listening on %s://%s", c.scheme(), listener.Addr())
+	if base != c.scheme()+"://"+listener.Addr().String() {
+		say("open %s", base)
+	}
 	if warning := c.exposed(listener.Addr()); warning != "" {
 		say("warning: %s", warning)
 	}
-	if err := inviteFirst(operator, say); err != nil {
+	if c.showsPassword {
+		say("warning: everybody on this machine can read the password in -db: put the URL into DATABASE_URL")
+	}
+	if err := inviteFirst(program.operator, say); err != nil {
 		return err
 	}
 	log.Info("start", "version", version(), "addr", listener.Addr().String())
@@ -208,66 +229,6 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	return nil
 }
 
-// routes is every path that we serve.
-func routes(auth *Auth, account *Account, rings *Rings, gateway *Gateway) http.Handler {
-	mux := newJSONMux()
-	requireLogin, requireSession := auth.RequireLogin, account.requireSession
-	mux.HandleFunc("POST /auth/session", auth.Login)
-	mux.HandleFunc("GET /auth/session", auth.WhoAmI)
-	mux.HandleFunc("DELETE /auth/session", auth.Logout)
-	mux.Handle("PUT /auth/password", requireSession(account.handlePassword))
-	mux.Handle("GET /auth/sessions", requireSession(account.handleSessions))
-	mux.Handle("DELETE /auth/sessions", requireSession(account.handleEndSessions))
-	mux.Handle("DELETE /auth/sessions/{id}", requireSession(account.handleEndSession))
-	mux.Handle("GET /auth/tokens", requireSession(account.handleTokens))
-	mux.Handle("POST /auth/tokens", requireSession(account.handleAddToken))
-	mux.Handle("DELETE /auth/tokens/{id}", requireSession(account.handleRemoveToken))
-	mux.HandleFunc("GET /auth/invites/{token}", account.handleInvite)
-	mux.HandleFunc("POST /auth/invites/{token}", account.handleAcceptInvite)
-	mux.HandleFunc("GET /auth/verify", gateway.handleVerify)
-	mux.HandleFunc("GET /auth/continue", gateway.handleContinue)
-	mux.HandleFunc("GET /healthz", handleHealth(auth))
-
-	mux.Handle("GET /auth/login", gateway.unlessLoggedIn(page("login.html")))
-	mux.Handle("GET /auth/invite", page("invite.html"))
-	mux.Handle("GET /auth/account", requireLogin(page("account.html")))
-	mux.Handle("GET /auth/style.css", page("style.css"))
-	mux.Handle("GET /auth/script.js", page("script.js"))
-	mux.Handle("GET /auth/icon.svg", page("icon.svg"))
-
-	if gateway.upstream != nil {
-		tool := requireLogin(gateway.proxy())
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			// As it is spelled: what a ServeMux would tidy up is for the tool to judge.
-			if path := r.URL.EscapedPath(); strings.HasPrefix(path, "/auth/") || path == "/healthz" {
-				mux.ServeHTTP(w, r)
-			} else {
-				tool.ServeHTTP(w, r)
-			}
-		})
-	}
-	mux.Handle("GET /{$}", requireLogin(page("rings.html")))
-	mux.Handle("GET /ringsofpower", requireLogin(http.HandlerFunc(rings.handleList)))
-	mux.Handle("POST /ringsofpower", requireLogin(http.HandlerFunc(rings.handleAdd)))
-	mux.Handle("GET /ringsofpower/{id}", requireLogin(http.HandlerFunc(rings.handleGet)))
-	mux.Handle("PUT /ringsofpower/{id}", requireLogin(http.HandlerFunc(rings.handleSet)))
-	mux.Handle("DELETE /ringsofpower/{id}", requireLogin(http.HandlerFunc(rings.handleRemove)))
-	return mux
-}
-
-// handleHealth is GET /healthz.
-func handleHealth(auth *Auth) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		if err := auth.store.ping(); err != nil {
-			auth.fail(w, r, err, 0, "")
-			return
-		}
-		respond(w, http.StatusOK, struct {
-			Status string `json:"status"`
-		}{"ok"})
-	}
-}
-
 // newServer has a limit for all that a client could drag out. What streams
 // lifts those for body and response.
 func newServer(h http.Handler, log *slog.Logger) *http.Server {
@@ -283,20 +244,28 @@ func newServer(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// keepSwept also says it when the database file is gone.
-func keepSwept(ctx context.Context, store Store, log *slog.Logger) {
+// keepUp sweeps, says it when the database file is gone, and reloads when told
+// to by SIGHUP.
+func keepUp(ctx context.Context, store Store, log *slog.Logger, metrics *Metrics, reload func()) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-hangup:
+			reload()
+			continue
 		case <-tick.C:
 		}
 		if n, err := store.Sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			log.Error("sweep failed", "error", err)
 		} else if n > 0 {
 			log.Info("swept", "records", n)
+			metrics.sweep(n)
 		}
 		if err := store.ping(); err != nil {
 			log.Error("store failed", "error", err)

@@ -47,7 +47,7 @@ func TestConfiguration(t *testing.T) {
 		{args: "-public-url https://auth.example.com/path", says: "-public-url"},
 		{args: "-public-url https://u:p@auth.example.com", says: "-public-url"},
 		{args: "-public-url https://auth.example.com?x", says: "-public-url"},
-		{args: "-cookie-domain .Example.com", ok: func(c config) bool { return c.cookieDomain == "example.com" }},
+		{args: "-cookie-domain .Example.com -public-url https://auth.example.com", ok: func(c config) bool { return c.cookieDomain == "example.com" }},
 		{args: "-cookie-domain com", says: "-cookie-domain"},
 		{args: "-cookie-domain 10.0.0.1", says: "-cookie-domain"},
 		{args: "-cookie-domain a..b", says: "-cookie-domain"},
@@ -55,10 +55,10 @@ func TestConfiguration(t *testing.T) {
 		{args: "-cookie-domain example.com -public-url https://badexample.com", says: "no browser would keep the cookie"},
 		{args: "-trusted-proxies 10.0.0.0/8,192.0.2.1,::1", ok: func(c config) bool { return len(c.trusted) == 3 && c.trusted[1].Bits() == 32 }},
 		{args: "-trusted-proxies 10.0.0.0/8,nonsense", says: "nonsense"},
-		{args: "-proxy http://127.0.0.1:3000", ok: func(c config) bool { return c.upstream.Host == "127.0.0.1:3000" }},
+		{args: "-proxy http://127.0.0.1:3000", ok: func(c config) bool { return c.tools[""].upstream.Host == "127.0.0.1:3000" }},
 		{args: "-proxy 127.0.0.1:3000", says: "-proxy"},
 		{args: "-tls-cert a.pem", says: "go together"},
-		{args: "-tls-cert a.pem -tls-key b.pem", ok: func(c config) bool { return c.secure() && c.base("127.0.0.1:1") == "https://127.0.0.1:1" }},
+		{args: "-tls-cert a.pem -tls-key b.pem", ok: func(c config) bool { return c.secure() && c.base("127.0.0.1:1") == "https://localhost:1" }},
 		{args: "-bcrypt-cost 9", says: "10 to 15"},
 		{args: "-bcrypt-cost 16", says: "10 to 15"},
 		{args: "-password-min 7", says: "8 to 64"},
@@ -71,7 +71,7 @@ func TestConfiguration(t *testing.T) {
 		{args: "-addr localhost:65536", says: "-addr"},
 		{args: "", env: []string{"RINGWARD_ADDR", ""}, says: "-addr"},
 		{args: "-log xml", says: "text or json"},
-		{args: "-db mysql://x", says: "postgres:// URL"},
+		{args: "-db mysql://x", says: "a URL like postgres://"},
 		{args: "-secret-key x", says: "not defined"},
 		{args: "-json", says: "belong to a command"},
 	} {
@@ -125,7 +125,7 @@ func TestSigningKeys(t *testing.T) {
 
 func mustOrigin(t *testing.T, text string) *url.URL {
 	t.Helper()
-	u, err := origin("-public-url", text)
+	u, err := origin("-public-url", "https://auth.example.com", text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,8 +150,8 @@ func TestAddressesThatAreWarnedOf(t *testing.T) {
 		}
 	}
 	for addr, want := range map[string]string{
-		"127.0.0.1:80": "http://127.0.0.1:80", "[::]:80": "http://localhost:80", "0.0.0.0:80": "http://localhost:80",
-		":80": "http://localhost:80", "[::1]:80": "http://[::1]:80", "tool.lan:80": "http://tool.lan:80",
+		"127.0.0.1:80": "http://localhost:80", "[::]:80": "http://localhost:80", "0.0.0.0:80": "http://localhost:80",
+		":80": "http://localhost:80", "[::1]:80": "http://localhost:80", "tool.lan:80": "http://tool.lan:80",
 	} {
 		if got := (config{}).base(addr); got != want {
 			t.Errorf("base of %s: %s, want %s", addr, got, want)
@@ -227,7 +227,7 @@ func serveForTest(t *testing.T, args ...string) (base string, stderr *lockedBuff
 
 func TestStartAndStop(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "r.db")
-	link := regexp.MustCompile(`(?m)^(http://127\.0\.0\.1:[0-9]+)/auth/invite#([A-Za-z0-9_-]{43})$`)
+	link := regexp.MustCompile(`(?m)^(http://localhost:[0-9]+)/auth/invite#([A-Za-z0-9_-]{43})$`)
 	var first, second []string
 	for _, found := range []*[]string{&first, &second} {
 		base, stderr, stop := serveForTest(t, "-db", db)
@@ -235,7 +235,7 @@ func TestStartAndStop(t *testing.T) {
 			t.Fatal(err)
 		}
 		stderr.await("msg=stop")
-		if *found = link.FindStringSubmatch(stderr.String()); *found == nil || (*found)[1] != base {
+		if *found = link.FindStringSubmatch(stderr.String()); *found == nil || (*found)[1] != strings.Replace(base, "127.0.0.1", "localhost", 1) {
 			t.Fatalf("no invite in:\n%s", stderr)
 		}
 		for _, event := range []string{"msg=start", "msg=stop"} {
@@ -311,7 +311,7 @@ func TestSweepOfARunningServer(t *testing.T) {
 		s.enter("frodo", testPassword)
 		log := new(lockedBuffer)
 		ctx, stop := context.WithCancel(t.Context())
-		go keepSwept(ctx, s.store, newLogger(log, false))
+		go keepUp(ctx, s.store, newLogger(log, false), nil, nil)
 		time.Sleep(s.auth.Idle + sweepEvery)
 		synctest.Wait()
 		if n := s.records(kindSession, "frodo"); n != 0 || strings.Count(log.String(), "msg=swept records=1") != 1 || strings.Count(log.String(), "\n") != 1 {

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -69,6 +70,24 @@ var pgSchema = []string{`
 		id     bigint primary key,
 		name   text not null,
 		bearer text not null
+	);`, `
+	alter table users add groups text not null default ''; -- a space between two
+	create table factors (
+		username text primary key references users on delete cascade,
+		data     jsonb not null -- the authenticator app's seed in it is encrypted
+	);
+	create table passkeys (
+		key      bytea primary key, -- SHA-256 of the credential's id
+		username text not null references users on delete cascade
+	);
+	create index passkeys_username on passkeys (username);
+	create table acts (
+		number   bigint primary key generated always as identity,
+		at       timestamptz not null,
+		username text not null, -- '': nobody's account
+		actor    text not null, -- a user, or operator
+		what     text not null,
+		addr     text not null
 	);`,
 }
 
@@ -121,6 +140,8 @@ func (p *pgStore) migrate(from *BoltStore, now time.Time) (report string, err er
 	var (
 		rings   []Ring
 		invites []Invite
+		factors []userFactors
+		keys    []userPasskey
 		ringIDs uint64 // given so far; 0: there never were any rings
 	)
 	err = from.view(func(tx *bolt.Tx) error {
@@ -141,18 +162,33 @@ func (p *pgStore) migrate(from *BoltStore, now time.Time) (report string, err er
 	users, err1 := from.users()
 	sessions, err2 := from.sessions("", now)
 	tokens, err3 := from.tokens("")
-	if err := errors.Join(err, err1, err2, err3); err != nil {
+	acts, err4 := from.acts("")
+	everybodys, err5 := from.everybodysFactors()
+	if err := errors.Join(err, err1, err2, err3, err4, err5); err != nil {
 		return "", err
+	}
+	for name, has := range everybodys {
+		data, err := json.Marshal(has)
+		if err != nil {
+			return "", err
+		}
+		factors = append(factors, userFactors{name, string(data)})
+		for _, p := range has.Passkeys {
+			keys = append(keys, userPasskey{p.Key, name})
+		}
 	}
 	err = p.togetherFor(migrateTimeout, func(c *pgCall) {
 		c.exec(`set local statement_timeout = 0`)
 		c.refuse(!c.lockEmpty(), errors.New("the PostgreSQL database has users already: nothing was copied"))
-		c.exec(`delete from rings; delete from invites`)
+		c.exec(`delete from rings; delete from invites; delete from acts`)
 		report = "copied " + strings.Join([]string{
-			copyAll(c, "users", "name, hash, disabled, created", users, (*User).columns),
+			copyAll(c, "users", "name, hash, disabled, created, groups", users, (*User).columns),
 			copyAll(c, "sessions", "key, username, created, seen, idle, ends, addr, agent", sessions, (*Session).columns),
 			copyAll(c, "tokens", "key, username, name, created, expires, used", tokens, (*Token).columns),
 			copyAll(c, "invites", "key, username, created, expires", invites, (*Invite).columns),
+			copyAll(c, "factors", "username, data", factors, (*userFactors).columns),
+			copyAll(c, "passkeys", "key, username", keys, (*userPasskey).columns),
+			copyAll(c, "acts", "at, username, actor, what, addr", acts, (*Act).columns),
 			copyAll(c, "rings", "id, name, bearer", rings, (*Ring).columns),
 		}, ", ")
 		c.exec(`update tokens set expires = nullif(expires, '0001-01-01'), used = nullif(used, '0001-01-01')`)
@@ -160,6 +196,13 @@ func (p *pgStore) migrate(from *BoltStore, now time.Time) (report string, err er
 	})
 	return report, err
 }
+
+type userPasskey struct {
+	key  Key
+	user string
+}
+
+func (p *userPasskey) columns() []any { return []any{&p.key, &p.user} }
 
 // copyAll fills a table that is empty, and says what is in it then.
 func copyAll[T any](c *pgCall, table, names string, all []T, columns func(*T) []any) string {

@@ -77,7 +77,6 @@ func TestHashChangesDuringAChange(t *testing.T) {
 func TestWrongCurrentPasswordsAreThrottled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newAccountServer(t)
-		s.store.db.MaxBatchDelay = 0
 		cookie := s.enter("frodo", testPassword)
 		for range 5 {
 			if w := s.change(cookie, "wrong", nextPassword); w.Code != 403 {

@@ -22,12 +22,14 @@ import (
 
 // Protect wraps the program's handler.
 type Protect struct {
-	next   http.Handler
-	log    *slog.Logger
-	arrive func(*http.Request) // of the Gateway
-	public string              // host of -public-url, "" without
-	domain string              // -cookie-domain, "" without
-	hsts   bool                // browsers reach us by https under the public name
+	next    http.Handler
+	log     *slog.Logger
+	gateway *Gateway
+	metrics *Metrics
+	web     *Web   // has the page that says what went wrong
+	public  string // host of -public-url, "" without
+	domain  string // -cookie-domain, "" without
+	hsts    int    // seconds, where browsers reach us by https under the public name
 }
 
 // requestInfo is what the log says of a request besides what it asks for.
@@ -69,8 +71,8 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	info := &requestInfo{id: strconv.FormatUint(rand.Uint64(), 36)}
 	r = r.WithContext(context.WithValue(r.Context(), infoKey{}, info))
-	p.arrive(r)
-	status := &statusWriter{ResponseWriter: w}
+	p.gateway.arrive(r)
+	status := &statusWriter{ResponseWriter: w, r: r, web: p.web}
 	p.setHeaders(w.Header())
 	defer func() {
 		failure := recover()
@@ -86,11 +88,13 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if failure == nil {
 			status.begun(http.StatusOK) // as net/http does for a handler that wrote nothing
 		}
+		took := time.Since(start)
+		p.metrics.request(status.code, took)
 		p.log.LogAttrs(r.Context(), slog.LevelInfo, "request",
 			slog.String("method", url.PathEscape(cut(r.Method, 16))),
-			slog.String("path", shownPath(r)),
+			slog.String("path", shownPath(r, p.web.prefix)),
 			slog.Int("status", status.code),
-			slog.Duration("duration", time.Since(start)),
+			slog.Duration("duration", took),
 			slog.String("user", info.user),
 			slog.String("addr", clientAddr(r)))
 		if failure != nil {
@@ -112,8 +116,8 @@ func (p *Protect) setHeaders(h http.Header) {
 	for _, own := range ownHeaders {
 		h[own.name] = own.value
 	}
-	if p.hsts {
-		h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains") // a year, as ASVS 3.4.1 asks
+	if p.hsts > 0 {
+		h.Set("Strict-Transport-Security", "max-age="+strconv.Itoa(p.hsts))
 	}
 }
 
@@ -134,7 +138,7 @@ func (p *Protect) names(hostport string) bool {
 		return addr.Zone() == "" // RFC 6874: a zone is not sent, and it may hold anything
 	}
 	return host != "" && (host == "localhost" || strings.HasSuffix(host, ".localhost") ||
-		host == p.public || p.domain != "" && under(host, p.domain))
+		host == p.public || p.domain != "" && under(host, p.domain) || (*p.gateway.tools.Load())[host] != nil)
 }
 
 // under says whether host is domain or a name below it. Both are in small letters.
@@ -147,14 +151,14 @@ var token = regexp.MustCompile(`rw_[\w-]+`)
 // shownPath is the path for the log: cut, and escaped again, because JSON lets
 // through what is an end of line or a command to a terminal. Of our own paths
 // it is the route: in the path may be an invite, also one that was spelled wrong.
-func shownPath(r *http.Request) string {
-	if !strings.HasPrefix(strings.ToLower(path.Clean(r.URL.Path)), "/auth/") {
+func shownPath(r *http.Request, prefix string) string {
+	if !strings.HasPrefix(strings.ToLower(path.Clean(r.URL.Path)), strings.ToLower(prefix)+"/") {
 		shown := url.URL{Path: token.ReplaceAllString(cut(r.URL.Path, 200), "rw_...")}
 		return shown.EscapedPath()
 	}
 	_, route, _ := strings.Cut(r.Pattern, " ")
 	if route == "" {
-		route = "/auth/..."
+		route = prefix + "/..."
 	}
 	return route
 }
@@ -172,6 +176,17 @@ func cut(s string, n int) string {
 type statusWriter struct {
 	http.ResponseWriter
 	code int // 0: nothing was sent yet
+	r    *http.Request
+	web  *Web
+}
+
+// respondPage is for a person who opens a page in a browser.
+func (w *statusWriter) respondPage(code int, title, detail string) bool {
+	if w.web == nil || !navigates(w.r) {
+		return false
+	}
+	w.web.respondWith(w, code, "error.html", "{what}", title, "{detail}", detail)
+	return true
 }
 
 func (w *statusWriter) begun(code int) {

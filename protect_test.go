@@ -20,10 +20,19 @@ import (
 	"time"
 )
 
+// plainGateway has no upstream, and trusts nobody.
+func plainGateway() *Gateway {
+	g := &Gateway{prefix: "/auth", userHeader: "Remote-User"}
+	g.setTools(Tools{"": {}})
+	return g
+}
+
+var plainWeb = newWeb("/auth", "ringward", "", "", 15)
+
 // protected returns Protect around next, and its log in JSON.
 func protected(next http.HandlerFunc) (*Protect, *bytes.Buffer) {
 	log := new(bytes.Buffer)
-	return &Protect{next: next, log: newLogger(log, true), arrive: func(*http.Request) {}}, log
+	return &Protect{next: next, log: newLogger(log, true), gateway: plainGateway(), web: plainWeb}, log
 }
 
 // logLines returns the lines of a log in JSON.
@@ -255,7 +264,7 @@ func TestOwnHeaders(t *testing.T) {
 	s := newAccountServer(t)
 	s.auth.LoginPage = "/auth/login"
 	cookie := s.enter("frodo", testPassword)
-	s.Handler = &Protect{next: s.Handler, log: s.auth.Log, arrive: (&Gateway{}).arrive, hsts: true}
+	s.Handler = &Protect{next: s.Handler, log: s.auth.Log, gateway: plainGateway(), web: plainWeb, hsts: 31536000}
 	responds := func(status int, method, path, body string, headers ...string) {
 		t.Helper()
 		w := s.want(status, nil, method, path, body, append(headers, "Cookie", cookie)...)
@@ -294,16 +303,16 @@ func TestOwnHeaders(t *testing.T) {
 	responds(401, "GET", "http://localhost/ringsofpower", "")
 	responds(401, "GET", "http://localhost/auth/verify", "")
 
-	s.Handler.(*Protect).hsts = false
+	s.Handler.(*Protect).hsts = 0
 	if w := s.do("GET", "http://localhost/", ""); w.Header()["Strict-Transport-Security"] != nil {
 		t.Errorf("without https: %v", w.Header())
 	}
 }
 
 func TestHost(t *testing.T) {
-	plain := &Protect{}
-	public := &Protect{public: "auth.example.com"}
-	domain := &Protect{public: "auth.example.com", domain: "example.com"}
+	plain := &Protect{gateway: plainGateway()}
+	public := &Protect{gateway: plainGateway(), public: "auth.example.com"}
+	domain := &Protect{gateway: plainGateway(), public: "auth.example.com", domain: "example.com"}
 	for _, c := range []struct {
 		host                  string
 		plain, public, domain bool
@@ -368,7 +377,7 @@ func FuzzHost(f *testing.F) {
 		f.Add(host)
 	}
 	f.Fuzz(func(t *testing.T, host string) {
-		if !(&Protect{public: "auth.example.org", domain: "example.com"}).names(host) {
+		if !(&Protect{gateway: plainGateway(), public: "auth.example.org", domain: "example.com"}).names(host) {
 			return
 		}
 		name := host
@@ -391,7 +400,7 @@ func FuzzHost(f *testing.F) {
 // Who asks for another host than ours is told which flag would mend it.
 func TestWrongHost(t *testing.T) {
 	s := newAccountServer(t)
-	p := &Protect{next: s.Handler, log: s.auth.Log, arrive: (&Gateway{}).arrive}
+	p := &Protect{next: s.Handler, log: s.auth.Log, gateway: plainGateway(), web: plainWeb}
 	for target, status := range map[string]int{
 		"http://evil.test/":             421,
 		"http://evil.test/auth/login":   421,

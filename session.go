@@ -12,6 +12,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"fmt"
 	"hash"
 	"io/fs"
 	"net/http"
@@ -54,22 +55,24 @@ func (a *Auth) newSession(user string, r *http.Request, now time.Time) (Session,
 // fromCookie returns who the request's cookie belongs to, or fs.ErrNotExist.
 func (a *Auth) fromCookie(r *http.Request, now time.Time) (Login, error) {
 	ids := a.signedIDs(r)
-	if len(ids) != 1 { // of two that we signed, one may be somebody else's
+	if len(ids) > 1 { // one of them may be somebody else's
+		return Login{}, errSeveralCookies
+	} else if len(ids) == 0 {
 		return Login{}, fs.ErrNotExist
 	}
 	s, u, err := a.store.session(keyOf(ids[0].id), now)
 	return Login{User: u, Session: s, Created: s.Created, Expires: s.expires(), id: ids[0]}, err
 }
 
-// renew moves the idle end of a session of which less than half of the idle
-// time is left, and sets the cookie again after that or where an older key
+// renew moves the idle end of a session whose cookie was set more than half of
+// the idle time ago, and sets the cookie again after that or where an older key
 // signed it. A session that ended meanwhile is fs.ErrNotExist. After any other
 // error the session is what it was, which is no reason to refuse the request.
 func (a *Auth) renew(w http.ResponseWriter, l *Login, now time.Time) (err error) {
 	idle := earlier(now.Add(a.Idle), l.Session.End)
-	due := l.Session.Idle.Sub(now) < a.Idle/2 && idle.After(l.Session.Idle)
+	due := now.Sub(l.Session.Seen) > a.Idle/2 && !idle.Before(l.Session.Idle)
 	if due {
-		if err = a.store.renew(l.Session.Key, now, idle); err == nil {
+		if err = a.store.renew(l.Session.Key, now, now, idle); err == nil {
 			l.Session.Seen, l.Session.Idle, l.Expires = now, idle, idle
 		}
 	}
@@ -79,12 +82,32 @@ func (a *Auth) renew(w http.ResponseWriter, l *Login, now time.Time) (err error)
 	return err
 }
 
+// keepAlive moves the idle end of a session in use where no cookie can be set.
+// Seen stays, so that the next request that can sets it.
+func (a *Auth) keepAlive(l Login, now time.Time) error {
+	if l.Session.User == "" { // a token, or nobody
+		return nil
+	}
+	s, _, err := a.store.session(l.Session.Key, now)
+	if err == nil && s.Idle.Sub(now) < a.Idle/2 {
+		err = a.store.renew(s.Key, now, s.Seen, earlier(now.Add(a.Idle), s.End))
+	}
+	return err
+}
+
+// errSeveralCookies is a case of fs.ErrNotExist.
+var errSeveralCookies = fmt.Errorf("several cookies of a session: %w", fs.ErrNotExist)
+
 func (a *Auth) setCookie(w http.ResponseWriter, id string, s Session, now time.Time) {
 	name := a.cookieName()
 	a.writeCookie(w, name, id+"."+a.keys[0].sign(name, id), max(1, int(s.expires().Sub(now)/time.Second)))
 }
 
-func (a *Auth) clearCookie(w http.ResponseWriter) { a.writeCookie(w, a.cookieName(), "", -1) }
+// clearCookie also has the browser forget what it has kept of pages.
+func (a *Auth) clearCookie(w http.ResponseWriter) {
+	a.writeCookie(w, a.cookieName(), "", -1)
+	w.Header().Set("Clear-Site-Data", `"cache"`)
+}
 
 // writeCookie takes the place of a cookie of that name that is there already.
 func (a *Auth) writeCookie(w http.ResponseWriter, name, value string, maxAge int) {
@@ -136,7 +159,10 @@ func (a *Auth) sessionKeys(r *http.Request) (keys []Key) {
 }
 
 // signingKey keeps HMAC states that have taken in the key already.
-type signingKey struct{ macs sync.Pool }
+type signingKey struct {
+	text string
+	macs sync.Pool
+}
 
 type mac struct {
 	hash.Hash
@@ -144,7 +170,7 @@ type mac struct {
 }
 
 func newSigningKey(key string) *signingKey {
-	return &signingKey{sync.Pool{New: func() any { return &mac{Hash: hmac.New(sha256.New, []byte(key))} }}}
+	return &signingKey{key, sync.Pool{New: func() any { return &mac{Hash: hmac.New(sha256.New, []byte(key))} }}}
 }
 
 func (k *signingKey) sign(name, id string) string {

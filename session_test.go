@@ -333,7 +333,7 @@ func TestRenewal(t *testing.T) {
 		// Less than half of 24 h is left every 13th hour; the end comes at 100 h.
 		want := map[time.Duration]string{13 * time.Hour: "Max-Age=86400", 26 * time.Hour: "Max-Age=86400",
 			39 * time.Hour: "Max-Age=86400", 52 * time.Hour: "Max-Age=86400", 65 * time.Hour: "Max-Age=86400",
-			78 * time.Hour: "Max-Age=79200"}
+			78 * time.Hour: "Max-Age=79200", 91 * time.Hour: "Max-Age=32400"}
 		if !maps.Equal(set, want) {
 			t.Errorf("cookies set at %v, want %v", set, want)
 		}

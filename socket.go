@@ -161,6 +161,9 @@ func ask(ctx context.Context, path string, r request, out io.Writer) error {
 	for {
 		m = message{}
 		if messages.Decode(&m) != nil {
+			if ctx.Err() != nil {
+				return errors.New("interrupted: the server goes on with what it was asked to do")
+			}
 			return errBroken
 		}
 		if _, err := out.Write(m.Output); err != nil {
@@ -209,6 +212,11 @@ func performHere(c config, r request, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	auth.Cost = c.bcryptCost
-	return (&Operator{auth, store, c.passwordMin, c.base(c.addr)}).run(r, out)
+	auth.Cost, auth.keys = c.bcryptCost, nil
+	if keys, err := signingKeys(); err == nil { // seals what a file of users has to keep secret, if we are told it
+		for _, key := range keys {
+			auth.keys = append(auth.keys, newSigningKey(key))
+		}
+	}
+	return (&Operator{auth, store, c.passwordMin, c.base(c.addr) + c.prefix, func() Tools { return c.tools }}).run(r, out)
 }

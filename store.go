@@ -9,15 +9,11 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"hash/crc32"
 	"io/fs"
-	"math"
 	"os"
-	"strconv"
-	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,6 +34,7 @@ type User struct {
 	Hash     string // bcrypt; "": no password is set, and nobody can log in
 	Disabled bool
 	Created  time.Time
+	Groups   string // sorted, a space between two
 }
 
 // Session is one login on one device.
@@ -45,7 +42,7 @@ type Session struct {
 	Key     Key
 	User    string
 	Created time.Time // when this id was made
-	Seen    time.Time // login or last renewal
+	Seen    time.Time // login or last renewal, when the cookie was set
 	Idle    time.Time // refused from this instant on, unless renewed before
 	End     time.Time // refused from this instant on, renewed or not
 	Addr    string    // of the client that logged in, without port
@@ -65,7 +62,17 @@ func (s Session) live(now time.Time) bool {
 	return now.Before(s.expires()) && !s.Created.After(now.Add(clockSlack))
 }
 
+// Act is something that was done to an account, for the record of such.
+type Act struct {
+	At   time.Time
+	User string // whose account; "": nobody's
+	By   string // the user who did it, or "operator"
+	What string
+	Addr string // of the client; "": a command
+}
+
 const (
+	maxActs     = 100_000         // that are recorded; the oldest makes room
 	maxSessions = 100             // live ones of one user; the oldest makes room
 	maxAgent    = 256             // bytes of a User-Agent that are kept
 	clockSlack  = 5 * time.Minute // a record from further in the future than this was made before the clock was put back
@@ -77,6 +84,10 @@ const (
 // any other error means that the store failed, nothing was changed, and nobody
 // may conclude that somebody is not logged in.
 type Store interface {
+	// as returns the store whose next change is recorded as that act, in the
+	// same transaction.
+	as(act Act) Store
+
 	// user returns disabled users too.
 	user(name string) (User, error)
 	// addUser also deletes the invites that would make a first user.
@@ -85,16 +96,16 @@ type Store interface {
 	// login starts s for a user whose password was compared with was.Hash. It
 	// is fs.ErrNotExist if the user has another hash by now or was disabled.
 	// The sessions under ends are over. A hash that is not empty replaces the
-	// user's (same password, higher cost).
+	// user's (same password, higher cost). Nothing starts with the zero Session.
 	login(was User, s Session, ends []Key, hash string) error
 	// session returns a live session and its user, who is not disabled.
 	session(k Key, now time.Time) (Session, User, error)
 	// sessions returns the live sessions of one user, the oldest first, or of
 	// all users for "".
 	sessions(user string, now time.Time) ([]Session, error)
-	// renew moves the idle end of a session that is still live, and never
-	// brings back one that is not.
-	renew(k Key, now, idle time.Time) error
+	// renew moves Seen and the idle end of a session that is still live, and
+	// never brings back one that is not.
+	renew(k Key, now, seen, idle time.Time) error
 	// endSessions ends those that are not over yet.
 	endSessions(keys ...Key) error
 
@@ -113,25 +124,41 @@ type Store interface {
 //	users     name -> User
 //	sessions, tokens, invites
 //	          Key -> owner, created, expires, and what else the record holds
+//	factors   name -> what a user has besides the password
+//	passkeys  Key -> name
+//	audit     number -> Act
 //	owned     owner 0x00 kind created Key -> nothing (a user's records, oldest first)
 //	expiry    expires kind Key -> nothing (what the sweep deletes, soonest first)
 //
 // Times in keys are big-endian nanoseconds since 1970.
 type BoltStore struct {
+	*boltFile
+	act *Act // that update records; nil: none
+}
+
+type boltFile struct {
 	db     *bolt.DB
 	path   string
 	file   os.FileInfo // of the file as it was opened
-	lastTx int         // id of the last write transaction; guarded by bbolt's lock of writers
-	broken atomic.Bool // bbolt has panicked and keeps its locks: who came after would wait for ever
 	cache  sessionCache
+	timed  func(write bool, took time.Duration) // is told how long a transaction took
+	broken atomic.Bool                          // not to be used any more
+
+	queueing   sync.Mutex // guards queue
+	queue      []*write
+	committing sync.Mutex // guards nextTx
+	nextTx     int        // id that the next write transaction has; 0: not known
 }
 
-const format = "1"
+const format = "2"
 
 var (
 	bucketRingward = []byte("ringward")
 	bucketUsers    = []byte("users")
 	bucketOwned    = []byte("owned")
+	bucketFactors  = []byte("factors")
+	bucketPasskeys = []byte("passkeys")
+	bucketAudit    = []byte("audit")
 	bucketExpiry   = []byte("expiry")
 	keyFormat      = []byte("format")
 )
@@ -151,15 +178,18 @@ var bucketOf = map[kind][]byte{
 	kindInvite:  []byte("invites"),
 }
 
-var buckets = [][]byte{bucketUsers, bucketOwned, bucketExpiry,
+var buckets = [][]byte{bucketUsers, bucketFactors, bucketPasskeys, bucketAudit, bucketOwned, bucketExpiry,
 	bucketOf[kindSession], bucketOf[kindToken], bucketOf[kindInvite]}
 
-var errDamaged = errors.New("the database is damaged: restore a backup")
+var (
+	errDamaged = errors.New("the database is damaged: restore a backup")
+	errChanged = errors.New("the database file was overwritten while it was open: start again, if need be with a backup")
+)
 
 // Close waits for what runs.
 func (b *BoltStore) Close() error {
-	if b.broken.Load() {
-		return errDamaged
+	if b.broken.Load() { // bbolt would wait for its own locks
+		return errChanged
 	}
 	return b.db.Close()
 }
@@ -178,40 +208,7 @@ func (b *BoltStore) ping() error {
 	})
 }
 
-func (b *BoltStore) view(fn func(*bolt.Tx) error) error {
-	if b.broken.Load() {
-		return errDamaged
-	}
-	ended := false
-	err := guard(func() error {
-		err := b.db.View(func(tx *bolt.Tx) error { return guard(func() error { return fn(tx) }) })
-		ended = true
-		return err
-	})
-	if !ended {
-		b.broken.Store(true)
-	}
-	return err
-}
-
-// update runs fn in a write transaction and returns when it is on disk. Calls
-// of the same millisecond share one transaction and its fsync, so fn may run
-// more than once; its changes are undone when it returns an error.
-func (b *BoltStore) update(fn func(*bolt.Tx) error) error {
-	defer b.cache.invalidate()                                          // after a failure too: it may show only when the change can be read already
-	if err := b.view(func(*bolt.Tx) error { return nil }); err != nil { // Batch runs where no panic of bbolt is caught
-		return err
-	}
-	return b.db.Batch(func(tx *bolt.Tx) error {
-		return guard(func() error {
-			if id := tx.ID(); b.lastTx == 0 || id == b.lastTx || id == b.lastTx+1 {
-				b.lastTx = id
-				return fn(tx)
-			}
-			return errors.New("the database file was overwritten while it was open: start again, if need be with a backup")
-		})
-	})
-}
+func (b *BoltStore) as(act Act) Store { return &BoltStore{b.boltFile, &act} }
 
 func (b *BoltStore) user(name string) (u User, err error) {
 	err = b.view(func(tx *bolt.Tx) error { u, err = getUser(tx, name); return err })
@@ -234,7 +231,7 @@ func (b *BoltStore) login(was User, s Session, ends []Key, hash string) error {
 				return err
 			}
 		}
-		if err := drop(tx, kindSession, ends...); err != nil {
+		if err := drop(tx, kindSession, ends...); err != nil || s.User == "" {
 			return err
 		}
 		return startSession(tx, s)
@@ -281,7 +278,7 @@ func present(err error) error {
 	return err
 }
 
-func (b *BoltStore) renew(k Key, now, idle time.Time) error {
+func (b *BoltStore) renew(k Key, now, seen, idle time.Time) error {
 	return b.update(func(tx *bolt.Tx) error {
 		s, err := getSession(tx, k)
 		if err == nil && !s.live(now) {
@@ -293,7 +290,7 @@ func (b *BoltStore) renew(k Key, now, idle time.Time) error {
 		if err != nil {
 			return err
 		}
-		s.Seen, s.Idle = now, idle
+		s.Seen, s.Idle = seen, idle
 		return putSession(tx, s)
 	})
 }
@@ -344,243 +341,4 @@ func (b *BoltStore) Sweep(ctx context.Context, now time.Time) (swept int, err er
 		swept += len(keys)
 	}
 	return swept, ctx.Err()
-}
-
-// The rest of this file works inside a transaction.
-
-func getUser(tx *bolt.Tx, name string) (User, error) {
-	key := []byte(name)
-	f, err := unseal(key, tx.Bucket(bucketUsers).Get(key), 3)
-	if err != nil {
-		return User{}, err
-	}
-	return User{Name: name, Hash: f[0], Disabled: f[1] == "disabled", Created: instant(f[2])}, nil
-}
-
-func putUser(tx *bolt.Tx, u User) error {
-	state := "enabled"
-	if u.Disabled {
-		state = "disabled"
-	}
-	key := []byte(u.Name)
-	return tx.Bucket(bucketUsers).Put(key, seal(key, u.Hash, state, nanos(u.Created)))
-}
-
-func addUser(tx *bolt.Tx, u User) error {
-	users := tx.Bucket(bucketUsers)
-	if users.Get([]byte(u.Name)) != nil {
-		return fs.ErrExist
-	}
-	if k, _ := users.Cursor().First(); k == nil {
-		if err := dropOwned(tx, "", kindInvite); err != nil {
-			return err
-		}
-	}
-	return putUser(tx, u)
-}
-
-// getUnchanged returns the user if the password that was verified is theirs
-// still.
-func getUnchanged(tx *bolt.Tx, was User) (User, error) {
-	u, err := getUser(tx, was.Name)
-	if err == nil && (u.Hash != was.Hash || u.Disabled || !u.Created.Equal(was.Created)) {
-		err = fs.ErrNotExist
-	}
-	return u, err
-}
-
-func getSession(tx *bolt.Tx, k Key) (Session, error) {
-	f, err := unseal(k[:], tx.Bucket(bucketOf[kindSession]).Get(k[:]), ownedFields+5)
-	if err != nil {
-		return Session{}, err
-	}
-	return Session{Key: k, User: f[0], Created: instant(f[1]),
-		Seen: instant(f[3]), Idle: instant(f[4]), End: instant(f[5]), Addr: f[6], Agent: f[7]}, nil
-}
-
-func putSession(tx *bolt.Tx, s Session) error {
-	return put(tx, kindSession, s.Key, s.User, s.Created, s.expires(),
-		nanos(s.Seen), nanos(s.Idle), nanos(s.End), s.Addr, s.Agent)
-}
-
-// startSession makes room for s and puts it.
-func startSession(tx *bolt.Tx, s Session) error {
-	var own, live []Key
-	if err := eachKey(tx, kindSession, s.User, func(k Key) error { own = append(own, k); return nil }); err != nil {
-		return err
-	}
-	if len(own) >= maxSessions {
-		for _, k := range own {
-			if other, err := getSession(tx, k); err == nil && other.live(s.Created) {
-				live = append(live, k)
-			} else if err := drop(tx, kindSession, k); err != nil {
-				return err
-			}
-		}
-		if over := len(live) + 1 - maxSessions; over > 0 {
-			if err := drop(tx, kindSession, live[:over]...); err != nil {
-				return err
-			}
-		}
-	}
-	return putSession(tx, s)
-}
-
-// eachKey calls fn with the keys of an owner's records of a kind, the oldest
-// first, or of everybody's, in no order that means anything, for the owner "".
-// fn must not write.
-func eachKey(tx *bolt.Tx, kd kind, owner string, fn func(Key) error) error {
-	if owner == "" {
-		return tx.Bucket(bucketOf[kd]).ForEach(func(k, _ []byte) error {
-			if len(k) != len(Key{}) {
-				return errDamaged
-			}
-			return fn(Key(k))
-		})
-	}
-	prefix := append([]byte(owner), 0, byte(kd))
-	c := tx.Bucket(bucketOwned).Cursor()
-	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
-		if len(k) != len(prefix)+8+len(Key{}) {
-			return errDamaged
-		}
-		if err := fn(Key(k[len(prefix)+8:])); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func ownedKey(kd kind, k Key, owner string, created time.Time) []byte {
-	return append(appendTime(append([]byte(owner), 0, byte(kd)), created), k[:]...)
-}
-
-func expiryKey(kd kind, k Key, expires time.Time) []byte {
-	return append(append(appendTime(nil, expires), byte(kd)), k[:]...)
-}
-
-func keyTime(k []byte) time.Time {
-	if len(k) < 8 {
-		return time.Time{}
-	}
-	return time.Unix(0, int64(binary.BigEndian.Uint64(k)))
-}
-
-// ownedFields is how many fields every record with an owner begins with: the
-// owner, when it was made, when it expires (zero: never).
-const ownedFields = 3
-
-// put writes a record and its index entries.
-func put(tx *bolt.Tx, kd kind, k Key, owner string, created, expires time.Time, more ...string) error {
-	fields := append([]string{owner, nanos(created), nanos(expires)}, more...)
-	err := tx.Bucket(bucketOf[kd]).Put(k[:], seal(k[:], fields...))
-	if err == nil {
-		err = tx.Bucket(bucketOwned).Put(ownedKey(kd, k, owner, created), nil)
-	}
-	if err == nil && !expires.IsZero() {
-		err = tx.Bucket(bucketExpiry).Put(expiryKey(kd, k, expires), nil)
-	}
-	return err
-}
-
-// drop deletes records and their index entries; there may be none. The entries
-// of a record that cannot be read are left to the sweep.
-func drop(tx *bolt.Tx, kd kind, keys ...Key) error {
-	bucket := tx.Bucket(bucketOf[kd])
-	for _, k := range keys {
-		f, err := unseal(k[:], bucket.Get(k[:]), ownedFields)
-		if err == nil {
-			if err := tx.Bucket(bucketOwned).Delete(ownedKey(kd, k, f[0], instant(f[1]))); err != nil {
-				return err
-			}
-			if err := tx.Bucket(bucketExpiry).Delete(expiryKey(kd, k, instant(f[2]))); err != nil {
-				return err
-			}
-		}
-		if err := bucket.Delete(k[:]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func dropOwned(tx *bolt.Tx, owner string, kinds ...kind) error {
-	for _, kd := range kinds {
-		var keys []Key
-		if err := eachKey(tx, kd, owner, func(k Key) error { keys = append(keys, k); return nil }); err != nil {
-			return err
-		}
-		if err := drop(tx, kd, keys...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// A record is a version, its fields, and a CRC-32C over its key and all of
-// that: bbolt does not notice a page that the disk has changed, and one user's
-// record must never be read as another's. Fields hold no NUL, which parts them.
-
-const recordVersion = "1"
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func checksum(key, record []byte) uint32 {
-	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, record)
-}
-
-func seal(key []byte, fields ...string) []byte {
-	record := []byte(recordVersion)
-	for _, f := range fields {
-		record = append(append(record, 0), strings.ReplaceAll(f, "\x00", " ")...)
-	}
-	return binary.BigEndian.AppendUint32(record, checksum(key, record))
-}
-
-// unseal copies the fields of a record, n or more, out of the transaction. No
-// record is fs.ErrNotExist.
-func unseal(key, record []byte, n int) ([]string, error) {
-	if record == nil {
-		return nil, fs.ErrNotExist
-	}
-	end := len(record) - 4
-	if end < 0 || binary.BigEndian.Uint32(record[end:]) != checksum(key, record[:end]) {
-		return nil, errDamaged
-	}
-	fields := strings.Split(string(record[:end]), "\x00")
-	if len(fields) <= n || fields[0] != recordVersion {
-		return nil, errDamaged
-	}
-	return fields[1:], nil
-}
-
-// Times are kept as nanoseconds since 1970; 0 is the zero time, and what is
-// before 1970 or after lastInstant is moved there.
-
-var lastInstant = time.Unix(0, math.MaxInt64) // in 2262
-
-func unixNano(t time.Time) int64 {
-	if t.After(lastInstant) {
-		return math.MaxInt64
-	}
-	return max(1, t.UnixNano())
-}
-
-func nanos(t time.Time) string {
-	if t.IsZero() {
-		return "0"
-	}
-	return strconv.FormatInt(unixNano(t), 10)
-}
-
-func instant(nanos string) time.Time {
-	n, err := strconv.ParseInt(nanos, 10, 64)
-	if err != nil || n == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, n).UTC()
-}
-
-func appendTime(b []byte, t time.Time) []byte {
-	return binary.BigEndian.AppendUint64(b, uint64(unixNano(t)))
 }

@@ -12,11 +12,8 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
-	"io"
 	"io/fs"
-	"slices"
 	"time"
 
 	"github.com/lib/pq"
@@ -38,12 +35,15 @@ func (p *pgStore) ping() error {
 }
 
 const (
-	selectUser = `select name, hash, disabled, created from users where name = $1`
-	insertUser = `insert into users (name, hash, disabled, created) values ($1, $2, $3, $4)`
-	updateHash = `update users set hash = $2 where name = $1`
+	userColumns = `u.name, u.hash, u.disabled, u.created, u.groups`
+	selectUser  = `select ` + userColumns + ` from users u where name = $1`
+	insertUser  = `insert into users (name, hash, disabled, created, groups) values ($1, $2, $3, $4, $5)`
+	updateHash  = `update users set hash = $2 where name = $1`
 )
 
-func (u *User) columns() []any { return []any{&u.Name, &u.Hash, &u.Disabled, &u.Created} }
+func (u *User) columns() []any {
+	return []any{&u.Name, &u.Hash, &u.Disabled, &u.Created, &u.Groups}
+}
 
 // lock returns a user who is not disabled, and stays as they are until the
 // transaction ends.
@@ -73,11 +73,7 @@ func (p *pgStore) user(name string) (u User, err error) {
 }
 
 func (p *pgStore) addUser(u User) error {
-	added, err := p.addUsers([]User{u})
-	if err == nil && !added[0] {
-		err = fs.ErrExist
-	}
-	return err
+	return p.together(func(c *pgCall) { c.refuse(!c.addUsers([]User{u})[0], fs.ErrExist) })
 }
 
 const (
@@ -92,6 +88,9 @@ func (s *Session) columns() []any {
 
 // startSession is for a user who is locked: only one of them counts at a time.
 func (c *pgCall) startSession(s Session) {
+	if s.User == "" { // none
+		return
+	}
 	c.exec(`delete from sessions where key in (
 		select key from sessions where expires > $1 and created <= $2 and username = $3
 		order by created desc, key desc offset $4)`, s.Created, s.Created.Add(clockSlack), s.User, maxSessions-1)
@@ -136,7 +135,7 @@ func (l *pgLogin) columns() []any {
 
 func selectLogins(c *pgCall, keys []Key) map[Key]pgLogin {
 	found := map[Key]pgLogin{}
-	for _, l := range collect(c, (*pgLogin).columns, `select `+sessionColumns+`, u.name, u.hash, u.disabled, u.created, `+writableColumn+`
+	for _, l := range collect(c, (*pgLogin).columns, `select `+sessionColumns+`, `+userColumns+`, `+writableColumn+`
 		from sessions s join users u on u.name = s.username where s.key = any ($1)`, byteas(keys)) {
 		found[l.Key] = l
 	}
@@ -165,15 +164,15 @@ func (p *pgStore) sessions(user string, now time.Time) (live []Session, err erro
 	return live, err
 }
 
-func (p *pgStore) renew(k Key, now, idle time.Time) error {
+func (p *pgStore) renew(k Key, now, seen, idle time.Time) error {
 	return p.alone(func(c *pgCall) {
-		c.require(c.exec(`update sessions set seen = $1, idle = $4
-			where expires > $1 and created <= $2 and key = $3`, now, now.Add(clockSlack), k, idle) > 0)
+		c.require(c.exec(`update sessions set seen = $4, idle = $5
+			where expires > $1 and created <= $2 and key = $3`, now, now.Add(clockSlack), k, seen, idle) > 0)
 	})
 }
 
 func (p *pgStore) endSessions(keys ...Key) error {
-	return p.alone(func(c *pgCall) { c.endSessions(keys) })
+	return p.change(func(c *pgCall) { c.endSessions(keys) })
 }
 
 // Sweep deletes a thousand at a time. Servers that sweep at the same time take
@@ -208,9 +207,14 @@ func (p *pgStore) setPassword(was User, hash string, s Session) error {
 
 func (p *pgStore) endUserSessions(user string) error {
 	return p.together(func(c *pgCall) {
-		c.exec(selectUser+` for update`, user)
-		c.deleteOwned(user, "sessions")
+		c.exec(`select from users where $1 = '' or name = $1 order by name for update`, user)
+		c.exec(`delete from sessions where $1 = '' or username = $1`, user)
 	})
+}
+
+func (p *pgStore) empty() (yes bool, err error) {
+	err = p.alone(func(c *pgCall) { c.scan([]any{&yes}, `select not exists (select from users)`) })
+	return yes, err
 }
 
 // tokenColumns have the zero time for NULL.
@@ -244,7 +248,7 @@ func (p *pgStore) token(k Key, now time.Time) (t Token, u User, err error) {
 	err = p.alone(func(c *pgCall) {
 		var writable bool
 		c.scan(append(append(t.columns(), u.columns()...), &writable), `
-			select `+tokenColumns+`, u.name, u.hash, u.disabled, u.created, `+writableColumn+`
+			select `+tokenColumns+`, `+userColumns+`, `+writableColumn+`
 			from tokens t join users u on u.name = t.username
 			where t.key = $1 and (t.expires is null or t.expires > $2) and not u.disabled`, k, now)
 		c.refuse(!writable, errReadOnly)
@@ -257,7 +261,7 @@ func (p *pgStore) useToken(k Key, now time.Time) error {
 }
 
 func (p *pgStore) removeToken(k Key) error {
-	return p.alone(func(c *pgCall) { c.exec(`delete from tokens where key = $1`, k) })
+	return p.change(func(c *pgCall) { c.exec(`delete from tokens where key = $1`, k) })
 }
 
 const deleteFirstInvites = `delete from invites where username is null`
@@ -291,9 +295,9 @@ func (p *pgStore) invite(k Key, now time.Time) (i Invite, err error) {
 	return i, err
 }
 
-func (p *pgStore) acceptInvite(k Key, u User, s Session, ends []Key) error {
+func (p *pgStore) acceptInvite(k Key, now time.Time, u User, s Session, ends []Key) error {
 	return p.together(func(c *pgCall) {
-		i := c.invite(k, s.Created)
+		i := c.invite(k, now)
 		if i.User == "" {
 			c.require(c.lockEmpty())
 		} else {
@@ -317,59 +321,6 @@ func (c *pgCall) deleteOwned(name string, tables ...string) {
 	for _, table := range tables {
 		c.exec(`delete from `+table+` where username = $1`, name)
 	}
-}
-
-// The methods of adminStore.
-
-func (p *pgStore) users() (all []User, err error) {
-	const selectUsers = `select name, hash, disabled, created from users order by name collate "C"`
-	err = p.alone(func(c *pgCall) { all = collect(c, (*User).columns, selectUsers) })
-	return all, err
-}
-
-func (p *pgStore) addUsers(all []User) (added []bool, err error) {
-	added = make([]bool, len(all))
-	more := 50 * time.Millisecond * time.Duration(len(all)-1) // each is a round trip
-	err = p.togetherFor(pgTimeout+more, func(c *pgCall) {
-		c.lockEmpty()
-		for i, u := range all {
-			added[i] = c.exec(insertUser+` on conflict do nothing`, u.columns()...) > 0
-		}
-		if slices.Contains(added, true) {
-			c.exec(deleteFirstInvites)
-		}
-	})
-	return added, err
-}
-
-func (p *pgStore) removeUser(name string) error {
-	// What the user owns goes with them.
-	return p.together(func(c *pgCall) { c.require(c.exec(`delete from users where name = $1`, name) > 0) })
-}
-
-func (p *pgStore) disableUser(name string, disabled bool) error {
-	return p.together(func(c *pgCall) {
-		c.require(c.exec(`update users set disabled = $2 where name = $1`, name, disabled) > 0)
-		if disabled {
-			c.deleteOwned(name, "sessions", "tokens", "invites")
-		}
-	})
-}
-
-func (p *pgStore) findSession(handle string, now time.Time) (s Session, err error) {
-	from, err := hex.DecodeString(handle)
-	if err != nil {
-		return s, fs.ErrNotExist
-	}
-	err = p.alone(func(c *pgCall) {
-		c.scan(s.columns(), liveSessions+`and s.key >= $3 order by s.key limit 1`, now, now.Add(clockSlack), from)
-		c.require(s.Key.handle() == handle)
-	})
-	return s, err
-}
-
-func (p *pgStore) backup(io.Writer) error {
-	return errors.New("a PostgreSQL database is backed up with pg_dump")
 }
 
 // The methods of ringStore.

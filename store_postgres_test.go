@@ -3,8 +3,8 @@
 // store_postgres_test.go: the store in a real PostgreSQL. .ci/postgres starts one
 // and runs these tests:
 //
-//	RINGWARD_TEST_POSTGRES  postgres:// URL of a server where they may create databases
-//	RINGWARD_TEST_PGBIN     folder of initdb and postgres, of which they start their own to make fail
+//	TEST_POSTGRES  postgres:// URL of a server where they may create databases
+//	TEST_PGBIN     folder of initdb and postgres, of which they start their own to make fail
 package main
 
 import (
@@ -28,6 +28,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -60,7 +61,7 @@ func fromEnv(t testing.TB, name string) string {
 // testDatabase makes an empty database for the test.
 func testDatabase(t testing.TB) (dsn string) {
 	t.Helper()
-	return databaseOn(t, fromEnv(t, "RINGWARD_TEST_POSTGRES"))
+	return databaseOn(t, fromEnv(t, "TEST_POSTGRES"))
 }
 
 // databaseOn is testDatabase on the server of that URL.
@@ -106,7 +107,7 @@ func openTestPG(t testing.TB, dsn string) *pgStore {
 }
 
 func TestPostgresConformance(t *testing.T) {
-	fromEnv(t, "RINGWARD_TEST_POSTGRES") // said once, not by every promise
+	fromEnv(t, "TEST_POSTGRES") // said once, not by every promise
 	conformance(t, func(t *testing.T) fullStore { return openTestPG(t, testDatabase(t)) })
 }
 
@@ -164,7 +165,7 @@ func (u *inUse) calls(i int) map[string]func() error {
 		"session": func() error { _, _, err := u.p.session(own.Key, u.now); return err },
 		"rings":   func() error { _, err := u.p.rings(); return err },
 		"user":    func() error { _, err := u.p.user(user.Name); return err },
-		"renew":   func() error { return u.p.renew(own.Key, u.now, u.now.Add(time.Hour)) },
+		"renew":   func() error { return u.p.renew(own.Key, u.now, u.now, u.now.Add(time.Hour)) },
 		"login":   func() error { return u.p.login(user, newSession(user.Name, u.now), []Key{newKey()}, "") },
 		"invite":  func() error { return u.p.addInvite(Invite{newKey(), user.Name, u.now, u.now.Add(time.Hour)}) },
 	}
@@ -232,7 +233,7 @@ func newCluster(t *testing.T, settings ...string) *pgCluster {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	_, k := newSecret()
-	c := &pgCluster{bin: fromEnv(t, "RINGWARD_TEST_PGBIN"), dir: dir, host: fmt.Sprintf("127.%d.%d.%d", 1+k[0]/2, k[1], 1+k[2]/2),
+	c := &pgCluster{bin: fromEnv(t, "TEST_PGBIN"), dir: dir, host: fmt.Sprintf("127.%d.%d.%d", 1+k[0]/2, k[1], 1+k[2]/2),
 		settings: settings, as: &syscall.SysProcAttr{}}
 	if os.Getuid() == 0 { // as which PostgreSQL does not run
 		u, err := user.Lookup("postgres")
@@ -715,7 +716,7 @@ func TestPostgresLateEnd(t *testing.T) {
 	}))
 	defer lock(t, dsn, "sessions")()
 	begin := time.Now()
-	if err := p.renew(u.own[0].Key, u.now, u.now.Add(time.Hour)); pq.As(err, pqerror.QueryCanceled) == nil || time.Since(begin) > impatient {
+	if err := p.renew(u.own[0].Key, u.now, u.now, u.now.Add(time.Hour)); pq.As(err, pqerror.QueryCanceled) == nil || time.Since(begin) > impatient {
 		t.Errorf("renewal: %v after %v", err, time.Since(begin))
 	}
 	close(late)
@@ -829,7 +830,7 @@ func TestPostgresRefusesToOpen(t *testing.T) {
 	dsn := testDatabase(t)
 	openTestPG(t, dsn).Close()
 	execPG(t, dsn, "update ringward set schema_version = 99")
-	open(dsn, "version 99, this ringward knows up to 1")
+	open(dsn, "version 99, this ringward knows up to 2")
 
 	other := testDatabase(t)
 	execPG(t, other, "create table users (x int)")
@@ -876,7 +877,7 @@ func TestPostgresSecondHost(t *testing.T) {
 	where, _ := url.Parse(testDatabase(t))
 	query := where.Query()
 	query.Set("port", strings.TrimPrefix(silent.Addr().String(), "127.0.0.1:")+","+where.Port())
-	where.Host, where.RawQuery = "127.0.0.1,127.0.0.1", query.Encode()
+	where.Host, where.RawQuery = "127.0.0.1,"+where.Hostname(), query.Encode()
 	openTestPG(t, where.String())
 }
 
@@ -924,7 +925,7 @@ func TestPostgresSweeps(t *testing.T) {
 // Calls that wait share queries, and each gets the answer to its own.
 func TestPostgresSharesQueries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &pgStore{slots: make(chan struct{}, pgConns), turns: make(chan struct{}, pgTurns)}
+		p := &pgStore{pgPool: &pgPool{slots: make(chan struct{}, pgConns), turns: make(chan struct{}, pgTurns), timed: func(bool, time.Duration) {}}}
 		var s pgShared[int, []int]
 		var queries atomic.Int64
 		query := func(_ *pgCall, asked []int) []int {
@@ -941,8 +942,8 @@ func TestPostgresSharesQueries(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if n := queries.Load(); n != pgTurns+1 {
-			t.Errorf("%d queries", n)
+		if n := queries.Load(); n > pgTurns+1 {
+			t.Errorf("%d queries for 200 calls", n)
 		}
 
 		// Nobody waits longer than the one who asked first may.
@@ -977,9 +978,15 @@ func TestMigrate(t *testing.T) {
 	frodo, sam := b.add("frodo"), b.add("sam")
 	b.must(b.disableUser("sam", true))
 	sam.Disabled = true
+	has := Factors{Seed: "sealed", Created: noon, Step: 7, Codes: []string{"a", "b"}, Passkeys: []Passkey{{Key: newKey(), ID: "x", Name: "laptop", PublicKey: []byte{1}, Created: noon}}}
+	b.must(b.changeFactors(frodo, func(f *Factors) error { *f = has; return nil }, sessionsAfter{}))
+	done := []Act{{noon, "frodo", "operator", "user added", ""}, {now, "frodo", "frodo", "login ok", "192.0.2.7"}}
+	for _, act := range done {
+		b.must(recording[fullStore](b.fullStore, act).disableUser("frodo", false))
+	}
 	s, over := b.in(frodo, noon), b.in(frodo, noon.Add(-time.Hour))
 	s.Seen, s.Idle = now, noon.Add(90*time.Minute)
-	b.must(b.renew(s.Key, s.Seen, s.Idle))
+	b.must(b.renew(s.Key, s.Seen, s.Seen, s.Idle))
 	tok := b.addNewToken("frodo", "ever")
 	expired := Token{Key: newKey(), User: "frodo", Name: "over", Created: noon, Expires: noon.Add(time.Minute), Used: noon.Add(time.Second)}
 	b.must(b.addToken(expired))
@@ -997,7 +1004,7 @@ func TestMigrate(t *testing.T) {
 	c.must(p.seedRings()) // a server has been started on it before
 	first := c.addNewInvite("")
 	report, err := p.migrate(from, now)
-	if want := "copied 2 users, 1 sessions, 2 tokens, 1 invites, 19 rings"; err != nil || report != want {
+	if want := "copied 2 users, 1 sessions, 2 tokens, 1 invites, 1 factors, 1 passkeys, 2 acts, 19 rings"; err != nil || report != want {
 		t.Fatalf("got %q, %v, want %q", report, err, want)
 	}
 	if all, err := c.users(); err != nil || !slices.Equal(all, []User{frodo, sam}) {
@@ -1015,10 +1022,19 @@ func TestMigrate(t *testing.T) {
 	if got, err := c.invite(i.Key, now); err != nil || got != i {
 		t.Errorf("invite: %+v, %v", got, err)
 	}
+	if got, err := c.factors("frodo"); err != nil || !reflect.DeepEqual(got, has) {
+		t.Errorf("factors: %+v, %v, want %+v", got, err, has)
+	}
+	if u, err := c.passkeyUser(has.Passkeys[0].Key); err != nil || u.Name != "frodo" {
+		t.Errorf("passkey: %+v, %v", u, err)
+	}
 	c.must(c.removeUser("frodo"))
 	c.must(c.removeUser("sam"))
 	_, err = c.invite(first.Key, now)
 	c.is("the first user's invite from before", err, fs.ErrNotExist)
+	if all, err := c.acts(""); err != nil || !slices.Equal(all, done) {
+		t.Errorf("acts: %+v, %v, want %+v", all, err, done)
+	}
 	old, err := b.rings()
 	b.must(err)
 	if all, err := c.rings(); err != nil || !slices.Equal(all, old) {
@@ -1040,7 +1056,7 @@ func TestMigrate(t *testing.T) {
 	b.must(err)
 	defer empty.Close()
 	into := openTestPG(t, testDatabase(t))
-	if report, err := into.migrate(empty, now); err != nil || report != "copied 0 users, 0 sessions, 0 tokens, 0 invites, 0 rings" {
+	if report, err := into.migrate(empty, now); err != nil || report != "copied 0 users, 0 sessions, 0 tokens, 0 invites, 0 factors, 0 passkeys, 0 acts, 0 rings" {
 		t.Errorf("of nothing: %q, %v", report, err)
 	}
 	if err := into.backup(io.Discard); err == nil || !strings.Contains(err.Error(), "pg_dump") {

@@ -14,11 +14,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -44,7 +44,7 @@ func tempStore(t testing.TB) *BoltStore {
 	store, err := OpenStore(filepath.Join(t.TempDir(), "test.db"))
 	noErr(t, err)
 	t.Cleanup(func() { store.Close() })
-	store.db.NoSync, store.db.MaxBatchDelay = true, 0
+	store.db.NoSync = true
 	return store
 }
 
@@ -186,64 +186,60 @@ func TestSweepEnds(t *testing.T) {
 	}
 }
 
-// TestWritesShareCommits: writes of the same millisecond share one commit, and
-// one that fails or panics harms none of the others. In synctest's bubble that
-// millisecond passes when all of them wait.
+// TestWritesShareCommits: writes that come while another one commits share the
+// next commit, and one that fails or panics harms none of the others.
 func TestWritesShareCommits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store, err := OpenStore(filepath.Join(t.TempDir(), "test.db"))
-		noErr(t, err)
-		defer store.Close()
-		const writes, fails, panics = 64, 7, 23
-		broken := errors.New("broken")
-		var mu sync.Mutex
-		ids, errs := map[int]bool{}, [writes]error{} // the transactions that were begun
-		together := func(failing bool) (committed int) {
-			clear(ids)
-			before := lastWrite(t, store)
-			var all sync.WaitGroup
-			for n := range writes {
-				all.Go(func() {
-					errs[n] = store.update(func(tx *bolt.Tx) error {
-						mu.Lock()
-						ids[tx.ID()] = true
-						mu.Unlock()
-						if err := putUser(tx, numberedUser(n)); err != nil || !failing {
-							return err
-						}
-						switch n {
-						case fails:
-							return broken
-						case panics:
-							panic("in a write")
-						}
-						return nil
-					})
-				})
-			}
-			all.Wait()
-			return lastWrite(t, store) - before
-		}
-		if n := together(true); n != 1 {
-			t.Errorf("%d writes, of which two fail, took %d commits, want 1", writes, n)
-		}
-		for n, err := range errs {
-			_, found := store.user(numberedUser(n).Name)
-			want := error(nil)
-			switch n {
-			case fails:
-				want = broken
-			case panics:
-				want = errDamaged
-			}
-			if !errors.Is(err, want) || errors.Is(found, fs.ErrNotExist) != (want != nil) {
-				t.Errorf("write %d: %v, then %v; want %v", n, err, found, want)
-			}
-		}
-		if n := together(false); n != 1 || len(ids) != 1 || errors.Join(errs[:]...) != nil {
-			t.Errorf("%d writes took %d commits and %d transactions, want 1: %v", writes, n, len(ids), errors.Join(errs[:]...))
-		}
+	store := tempStore(t)
+	const writes, fails, panics = 64, 7, 23
+	broken := errors.New("broken")
+	holding, release := make(chan bool), make(chan bool)
+	var all sync.WaitGroup
+	all.Go(func() {
+		store.update(func(*bolt.Tx) error { holding <- true; <-release; return nil })
 	})
+	<-holding
+	before := lastWrite(t, store)
+	var errs [writes]error
+	for n := range writes {
+		all.Go(func() {
+			errs[n] = store.update(func(tx *bolt.Tx) error {
+				if err := putUser(tx, numberedUser(n)); err != nil {
+					return err
+				}
+				switch n {
+				case fails:
+					return broken
+				case panics:
+					panic("in a write")
+				}
+				return nil
+			})
+		})
+	}
+	for waiting := 0; waiting < writes; runtime.Gosched() {
+		store.queueing.Lock()
+		waiting = len(store.queue)
+		store.queueing.Unlock()
+	}
+	close(release)
+	all.Wait()
+	if n := lastWrite(t, store) - before; n != 2 {
+		t.Errorf("a write and %d after it, of which two fail, took %d commits, want 2", writes, n)
+	}
+	for n, err := range errs {
+		_, found := store.user(numberedUser(n).Name)
+		want := error(nil)
+		switch n {
+		case fails:
+			want = broken
+		case panics:
+			want = errDamaged
+		}
+		if !errors.Is(err, want) || errors.Is(found, fs.ErrNotExist) != (want != nil) {
+			t.Errorf("write %d: %v, then %v; want %v", n, err, found, want)
+		}
+	}
+	noErr(t, store.addUser(numberedUser(writes))) // no lock was left held
 }
 
 // lastWrite is the id of the last write transaction.
@@ -300,9 +296,9 @@ func TestSweepIsExact(t *testing.T) {
 				}
 				idle := earlier(now.Add(time.Minute), s.End)
 				if err == nil {
-					noErr(t, store.renew(k, now, idle))
+					noErr(t, store.renew(k, now, now, idle))
 					live[k] = idle
-				} else if err := store.renew(k, now, now.Add(time.Hour)); !errors.Is(err, fs.ErrNotExist) {
+				} else if err := store.renew(k, now, now, now.Add(time.Hour)); !errors.Is(err, fs.ErrNotExist) {
 					t.Fatalf("step %d: a session that is over was renewed: %v", step, err)
 				}
 			}
@@ -393,7 +389,7 @@ func TestDamagedRecord(t *testing.T) {
 	if _, _, err := store.session(of[0].Key, midday); !failed(err) {
 		t.Errorf("a damaged session: %v", err)
 	}
-	if err := store.renew(of[0].Key, midday, midday.Add(2*time.Hour)); !failed(err) {
+	if err := store.renew(of[0].Key, midday, midday, midday.Add(2*time.Hour)); !failed(err) {
 		t.Errorf("renewing a damaged session: %v", err)
 	}
 	for _, s := range []Session{of[3], other} {
@@ -452,13 +448,13 @@ func TestClosedFile(t *testing.T) {
 		"login":           func() error { return store.login(u, s, nil, "") },
 		"setPassword":     func() error { return store.setPassword(u, "new", s) },
 		"session":         func() error { _, _, err := store.session(s.Key, midday); return err },
-		"renew":           func() error { return store.renew(s.Key, midday, midday.Add(time.Hour)) },
+		"renew":           func() error { return store.renew(s.Key, midday, midday, midday.Add(time.Hour)) },
 		"sweep":           func() error { _, err := store.Sweep(t.Context(), midday); return err },
 		"ping":            store.ping,
 		"sessions":        func() error { _, err := store.sessions(u.Name, midday); return err },
 		"endSessions":     func() error { return store.endSessions(s.Key) },
 		"endUserSessions": func() error { return store.endUserSessions(u.Name) },
-		"addUsers":        func() error { _, err := store.addUsers([]User{u}); return err },
+		"addUsers":        func() error { _, err := store.addUsers([]User{u}, nil, Act{}); return err },
 		"addToken":        func() error { return store.addToken(Token{User: u.Name, Name: "a"}) },
 		"tokens":          func() error { _, err := store.tokens(u.Name); return err },
 		"token":           func() error { _, _, err := store.token(Key{}, midday); return err },
@@ -466,7 +462,7 @@ func TestClosedFile(t *testing.T) {
 		"removeToken":     func() error { return store.removeToken(Key{}) },
 		"addInvite":       func() error { return store.addInvite(Invite{User: u.Name}) },
 		"invite":          func() error { _, err := store.invite(Key{}, midday); return err },
-		"acceptInvite":    func() error { return store.acceptInvite(Key{}, u, s, nil) },
+		"acceptInvite":    func() error { return store.acceptInvite(Key{}, midday, u, s, nil) },
 		"users":           func() error { _, err := store.users(); return err },
 		"removeUser":      func() error { return store.removeUser(u.Name) },
 		"disableUser":     func() error { return store.disableUser(u.Name, true) },

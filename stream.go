@@ -1,5 +1,6 @@
 // stream.go: requests through the proxy that take long: uploads, event streams,
-// WebSockets. They run for as long as who made them is logged in.
+// WebSockets. They run for as long as who made them is logged in, and while
+// they carry data they renew the session.
 package main
 
 import (
@@ -30,26 +31,35 @@ var errSessionOver = errors.New("session over")
 // stream is a request that runs. It ends when who made it is no longer logged
 // in, or when the store cannot tell twice in a row.
 type stream struct {
-	auth   *Auth
-	r      *http.Request
-	w      http.ResponseWriter
-	cancel context.CancelCauseFunc
+	gateway *Gateway
+	r       *http.Request
+	w       http.ResponseWriter
+	cancel  context.CancelCauseFunc
 
 	mu      sync.Mutex
 	timer   *time.Timer
 	long    bool // no time limit any more
 	stopped bool // its connection may serve another one by now
 	doubts  int  // of the store, in a row
+
+	used atomic.Bool // data went through since the last look
 }
+
+// every is d, or less where sessions are short.
+func (s *stream) every(d time.Duration) time.Duration { return min(d, s.gateway.auth.Idle/4) }
 
 func (s *stream) start() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timer = time.AfterFunc(shortRequest, s.recheck)
+	s.timer = time.AfterFunc(s.every(shortRequest), s.recheck)
 }
 
 func (s *stream) recheck() {
-	_, err := s.auth.check(s.r, time.Now())
+	err := s.gateway.still(s.r)
+	if err == nil && s.used.Swap(false) {
+		err = s.gateway.auth.keepAlive(loginOf(s.r), time.Now())
+	}
+	var no *refusal
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.doubts++; err == nil {
@@ -58,7 +68,7 @@ func (s *stream) recheck() {
 	switch {
 	case s.stopped:
 		return
-	case errors.Is(err, fs.ErrNotExist) || s.doubts == 2:
+	case errors.Is(err, fs.ErrNotExist) || errors.As(err, &no) || s.doubts == 2:
 		s.cancel(errSessionOver)
 		s.limit(time.Now().Add(lastWords)) // a client that neither reads nor writes would hold us
 		return
@@ -66,7 +76,7 @@ func (s *stream) recheck() {
 		s.long = true
 		s.limit(time.Time{})
 	}
-	s.timer.Reset(recheck)
+	s.timer.Reset(s.every(recheck))
 }
 
 func (s *stream) stop() {
@@ -88,14 +98,59 @@ func (s *stream) limit(t time.Time) {
 	connection.SetWriteDeadline(t)
 }
 
-// upload remembers that it is the client's body that failed.
+// watch notes what comes from the tool, and on a WebSocket what goes to it.
+func (s *stream) watch(body io.ReadCloser) io.ReadCloser {
+	if both, ok := body.(io.ReadWriteCloser); ok {
+		return watchedConn{both, s}
+	}
+	return watchedBody{body, s}
+}
+
+type watchedBody struct {
+	io.ReadCloser
+	stream *stream
+}
+
+func (b watchedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.stream.used.Store(true)
+	return n, err
+}
+
+type watchedConn struct {
+	io.ReadWriteCloser
+	stream *stream
+}
+
+func (c watchedConn) Read(p []byte) (int, error) {
+	n, err := c.ReadWriteCloser.Read(p)
+	c.stream.used.Store(true)
+	return n, err
+}
+
+func (c watchedConn) Write(p []byte) (int, error) {
+	c.stream.used.Store(true)
+	return c.ReadWriteCloser.Write(p)
+}
+
+// CloseWrite passes on that one end has nothing more to say.
+func (c watchedConn) CloseWrite() error {
+	if half, ok := c.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// upload is the client's body. It remembers what ended it early.
 type upload struct {
 	io.ReadCloser
-	err atomic.Pointer[error]
+	stream *stream
+	err    atomic.Pointer[error]
 }
 
 func (u *upload) Read(b []byte) (int, error) {
 	n, err := u.ReadCloser.Read(b)
+	u.stream.used.Store(true)
 	if err != nil && err != io.EOF {
 		u.err.Store(&err)
 	}

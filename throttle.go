@@ -4,8 +4,9 @@
 // A wrong password counts against the pair of user and address, against the
 // address, and against the user. Past its limit each makes the next try wait,
 // twice as long after every further wrong one. A pair is stopped early, so
-// that one address cannot lock a user out of another; the user's own limit
-// stops many addresses.
+// that one address cannot lock a user out of another. The user's own limit
+// stops many addresses: its wait is short, and then it is the turn of the
+// address that was wrong the longest time ago, or never.
 package main
 
 import (
@@ -21,8 +22,11 @@ const (
 	pairLimit   = 5  // wrong tries of one user from one address before the first wait
 	addrLimit   = 50 // of all users from one address (IPv6: from one /64)
 	userLimit   = 50 // of one user from all addresses (NIST SP 800-63B-4 section 3.2.2 allows 100)
+	codeLimit   = 10 // wrong codes of a second factor, over all logins and addresses
 	firstWait   = time.Second
 	longestWait = 15 * time.Minute
+	ownWait     = 30 * time.Second // the longest of the user's own limit
+	turnLasts   = 10 * time.Second // after that wait
 	forgiven    = 15 * time.Minute // after so long one wrong try less is counted
 	maxCounts   = 100_000
 
@@ -49,13 +53,21 @@ type count struct {
 	inFlight int       // tries whose outcome is open: each may be one more wrong one
 	until    time.Time // no try before
 	changed  time.Time // when wrong was last right
+	last     time.Time // wrong try; zero: there was none
+
+	turn     uint64    // of a user: the address that may try first when the wait is over; 0: any
+	turnLast time.Time // last of that address
 }
 
 // limit is how many wrong tries count under a key before the first wait.
 type limit struct {
-	key countKey
-	max int
+	key     countKey
+	max     int
+	longest time.Duration // wait
 }
+
+// own is which of the limits of login is the user's own.
+const own = 2
 
 // newThrottle lets so many bcrypts run at once.
 func newThrottle(parallel int) *throttle {
@@ -67,7 +79,18 @@ func newThrottle(parallel int) *throttle {
 // login returns what limits the tries to log in.
 func (t *throttle) login(user, addr string) []limit {
 	u, a := maphash.String(t.seed, "user "+user), maphash.String(t.seed, "addr "+network(addr))
-	return []limit{{countKey{u, a}, pairLimit}, {countKey{0, a}, addrLimit}, {countKey{u, 0}, userLimit}}
+	return []limit{{countKey{u, a}, pairLimit, longestWait}, {countKey{0, a}, addrLimit, longestWait}, {countKey{u, 0}, userLimit, ownWait}}
+}
+
+// session returns what limits the tries of who is logged in already.
+func (t *throttle) session(k Key) []limit {
+	return []limit{{countKey{maphash.Bytes(t.seed, k[:]), 1}, pairLimit, longestWait}}
+}
+
+// codes returns what limits the tries of a user's second factor. Only a right
+// code is forgiven something.
+func (t *throttle) codes(user string) []limit {
+	return []limit{{countKey{maphash.String(t.seed, "user "+user), 2}, codeLimit, longestWait}}
 }
 
 // network is what one client can be expected to have: an IPv4 address, or an
@@ -84,24 +107,31 @@ func network(addr string) string {
 	return prefix.String()
 }
 
-// begin counts one more try in flight, or returns how long it has to wait.
-func (t *throttle) begin(limits []limit) (wait time.Duration) {
+// begin counts one more try in flight, or returns how long it has to wait, and
+// the last of the limits that make it wait.
+func (t *throttle) begin(limits []limit) (wait time.Duration, by int) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, l := range limits {
+	for i, l := range limits {
 		c := t.counts[l.key]
 		if c == nil {
 			continue
 		}
 		c.forgive(now)
-		wait = max(wait, min(longestWait, c.until.Sub(now))) // the clock may have been put back
-		if c.inFlight > 0 && c.wrong+c.inFlight >= l.max {   // too many, if those in flight are wrong
-			wait = max(wait, firstWait)
+		more := min(l.longest, c.until.Sub(now)) // the clock may have been put back
+		if i == own {
+			more = max(more, c.waitForTurn(limits[0].key.addr, t.counts[limits[0].key], now))
+		}
+		if c.inFlight > 0 && c.wrong+c.inFlight >= l.max { // too many, if those in flight are wrong
+			more = max(more, firstWait)
+		}
+		if more > 0 {
+			wait, by = max(wait, more), i
 		}
 	}
 	if wait > 0 {
-		return wait
+		return wait, by
 	}
 	for _, l := range limits {
 		c := t.counts[l.key]
@@ -112,7 +142,26 @@ func (t *throttle) begin(limits []limit) (wait time.Duration) {
 		}
 		c.inFlight++
 	}
-	return 0
+	return 0, 0
+}
+
+// waitForTurn returns how long an address has to let another go first.
+func (c *count) waitForTurn(addr uint64, pair *count, now time.Time) time.Duration {
+	left := c.until.Add(turnLasts).Sub(now)
+	if left <= 0 {
+		return 0
+	}
+	var last time.Time
+	if pair != nil {
+		last = pair.last
+	}
+	if c.turn == 0 || last.Before(c.turnLast) {
+		c.turn, c.turnLast = addr, last
+	}
+	if c.turn == addr {
+		return 0
+	}
+	return min(left, turnLasts)
 }
 
 // outcome is what became of a try.
@@ -135,6 +184,9 @@ func (t *throttle) end(limits []limit, o outcome) {
 			continue
 		}
 		c.inFlight = max(0, c.inFlight-1)
+		if i == own && c.turn == limits[0].key.addr {
+			c.turn = 0
+		}
 		switch {
 		case o == wrong:
 			c.forgive(now)
@@ -142,8 +194,9 @@ func (t *throttle) end(limits []limit, o outcome) {
 				c.changed = now
 			}
 			c.wrong++
+			c.last = now
 			if over := c.wrong - l.max; over >= 0 {
-				c.until = now.Add(min(longestWait, firstWait<<min(over, 20)))
+				c.until = now.Add(min(l.longest, firstWait<<min(over, 20)))
 			}
 		case o == right && i == 0:
 			c.wrong = 0
@@ -182,7 +235,7 @@ func (t *throttle) makeRoom() {
 
 // clear forgets what counts against a user.
 func (t *throttle) clear(user string) {
-	u := t.login(user, "")[2].key.user
+	u := t.login(user, "")[own].key.user
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for k := range t.counts {
@@ -195,7 +248,7 @@ func (t *throttle) clear(user string) {
 // hash runs fn, which is one bcrypt, when it is its turn. Where too many wait
 // it returns a refusal instead.
 func (t *throttle) hash(ctx context.Context, fn func()) error {
-	busy := &refusal{http.StatusServiceUnavailable, "Too many logins at once, try again soon", 2 * time.Second}
+	busy := &refusal{http.StatusServiceUnavailable, "Too many logins at once, try again soon", "", 2 * time.Second}
 	select {
 	case t.queue <- struct{}{}:
 		defer func() { <-t.queue }()

@@ -321,7 +321,7 @@ func TestInventedNames(t *testing.T) {
 		throttle := newThrottle(1)
 		fail := func(user, addr string) (wait time.Duration) {
 			limits := throttle.login(user, addr)
-			if wait = throttle.begin(limits); wait == 0 {
+			if wait, _ = throttle.begin(limits); wait == 0 {
 				throttle.end(limits, wrong)
 			}
 			return wait
@@ -482,7 +482,7 @@ func TestClockPutBackLocksNobodyOut(t *testing.T) {
 	throttle := newThrottle(1)
 	limits := throttle.login("frodo", here)
 	throttle.counts[limits[0].key] = &count{wrong: pairLimit, until: time.Now().Add(365 * 24 * time.Hour).Round(0), changed: time.Now()}
-	if wait := throttle.begin(limits); wait != longestWait {
+	if wait, _ := throttle.begin(limits); wait != longestWait {
 		t.Errorf("wait %v, want %v", wait, longestWait)
 	}
 }

@@ -403,6 +403,13 @@ func (s *server) login(user string) string {
 	return r.cookie()
 }
 
+// proof returns the header line that says that the person is there.
+func (s *server) proof(cookie, password string) string {
+	s.Helper()
+	r := s.want(201, "POST", "/auth/confirm", object(map[string]string{"password": password}), cookie)
+	return "Ringward-Proof: " + data[struct{ Proof string }](s.T, r).Proof
+}
+
 // eventually waits for what another process does.
 func eventually(t *testing.T, done func() bool) {
 	t.Helper()

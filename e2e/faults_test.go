@@ -24,9 +24,9 @@ import (
 	"unsafe"
 )
 
-// rounds is n, or what RINGWARD_FAULT_ROUNDS says.
+// rounds is n, or what FAULT_ROUNDS says.
 func rounds(n int) int {
-	if more, err := strconv.Atoi(os.Getenv("RINGWARD_FAULT_ROUNDS")); err == nil {
+	if more, err := strconv.Atoi(os.Getenv("FAULT_ROUNDS")); err == nil {
 		return more
 	}
 	return n

@@ -4,8 +4,8 @@
 // one database, and what becomes of them without it. .ci/postgres starts a
 // PostgreSQL and runs these tests:
 //
-//	RINGWARD_TEST_POSTGRES  postgres:// URL of a server where they may create databases
-//	RINGWARD_TEST_PGBIN     folder of psql
+//	TEST_POSTGRES  postgres:// URL of a server where they may create databases
+//	TEST_PGBIN     folder of psql
 package e2e
 
 import (
@@ -57,9 +57,9 @@ func TestPostgres(t *testing.T) {
 // pgDatabase makes an empty database for the test.
 func pgDatabase(t *testing.T) *url.URL {
 	t.Helper()
-	server, bin := os.Getenv("RINGWARD_TEST_POSTGRES"), os.Getenv("RINGWARD_TEST_PGBIN")
+	server, bin := os.Getenv("TEST_POSTGRES"), os.Getenv("TEST_PGBIN")
 	if server == "" || bin == "" {
-		t.Fatal("RINGWARD_TEST_POSTGRES or RINGWARD_TEST_PGBIN is not set: run .ci/postgres, which starts a PostgreSQL and these tests")
+		t.Fatal("TEST_POSTGRES or TEST_PGBIN is not set: run .ci/postgres, which starts a PostgreSQL and these tests")
 	}
 	psql := func(statement string) {
 		t.Helper()
@@ -467,16 +467,18 @@ func pgTestCommands(t *testing.T, binary string) {
 	p := newPGProgram(t, binary, "old.db") // a bbolt file, to begin with
 	p.addUser("frodo")
 	token := strings.TrimSpace(p.must("", "token", "add", "frodo", "backup"))
+	migrating := *p
+	migrating.env = append(slices.Clone(p.env), "DATABASE_URL="+dsn)
 	s := p.serve(1)[0]
 	_, cookie := pgLogIn(s.url, "frodo")
-	if code, _, stderr := p.command("", "migrate", dsn); code != 1 || !strings.Contains(stderr, "stop the server first") {
+	if code, _, stderr := migrating.command("", "migrate"); code != 1 || !strings.Contains(stderr, "stop the server first") {
 		t.Errorf("migrate while a server runs: exit %d, %s", code, stderr)
 	}
 	s.stop()
-	if got, want := p.must("", "migrate", dsn), "copied 1 users, 1 sessions, 1 tokens, 0 invites, 20 rings\n"; got != want {
+	if got, want := migrating.must("", "migrate"), "copied 1 users, 1 sessions, 1 tokens, 0 invites, 0 factors, 0 passkeys, 3 acts, 20 rings\n"; got != want {
 		t.Errorf("migrate: %q, want %q", got, want)
 	}
-	if code, stdout, stderr := p.command("", "migrate", dsn); code != 1 || !strings.Contains(stderr, "users already") || stdout != "" {
+	if code, stdout, stderr := migrating.command("", "migrate"); code != 1 || !strings.Contains(stderr, "users already") || stdout != "" {
 		t.Errorf("migrate again: exit %d, %s%s", code, stdout, stderr)
 	}
 

@@ -21,9 +21,9 @@ import (
 
 const maxBody = 64 << 10
 
-// routed is every route: its methods, who may (anybody, a login, or only a
-// session), and the fields of a body that is right; those in brackets may be
-// missing. /INVITE stands for an invite of sam's.
+// routed is every route: its methods, who may (anybody, a login, only a
+// session, a login that is pending, or anybody who sends a form), and the fields of a body that is right; those
+// in brackets may be missing. /INVITE stands for an invite of sam's.
 var routed = map[string]struct {
 	methods string // as in Allow
 	who     string
@@ -35,10 +35,21 @@ var routed = map[string]struct {
 	"/auth/password":          {"PUT", "session", "current new"},
 	"/INVITE":                 {"GET, HEAD, POST", "anybody", "password [username]"},
 	"/auth/tokens":            {"GET, HEAD, POST", "session", "name [expires]"},
+	"/auth/confirm":           {"POST", "session", "[password]"},
+	"/auth/session/code":      {"POST", "anybody", "pending code"},
+	"/auth/passkey":           {"POST", "anybody", "id clientDataJSON authenticatorData signature"},
+	"/auth/passkey/options":   {"POST", "anybody", ""},
+	"/auth/factors":           {"GET, HEAD", "session", ""},
+	"/auth/totp":              {"POST, PUT, DELETE", "pending", ""},
+	"/auth/recovery-codes":    {"POST", "session", ""},
+	"/auth/passkeys":          {"POST", "session", ""},
+	"/auth/passkeys/options":  {"POST, DELETE", "session", ""},
+	"/auth/passkeys/handle":   {"DELETE", "session", ""},
 	"/auth/tokens/handle":     {"DELETE", "session", ""},
 	"/auth/verify":            {"GET, HEAD", "anybody", ""},
 	"/auth/continue":          {"GET, HEAD", "anybody", ""},
-	"/auth/login":             {"GET, HEAD", "anybody", ""},
+	"/auth/login":             {"GET, HEAD, POST", "form", ""},
+	"/auth/logout":            {"GET, HEAD, POST", "form", ""},
 	"/auth/invite":            {"GET, HEAD", "anybody", ""},
 	"/auth/account":           {"GET, HEAD", "login", ""},
 	"/auth/style.css":         {"GET, HEAD", "anybody", ""},
@@ -70,7 +81,7 @@ func TestEveryRoute(t *testing.T) {
 	session, sams, disabled := s.login("frodo"), s.login("sam"), s.login("gone")
 	token := "Authorization: Bearer " + strings.TrimSpace(p.must("", "token", "add", "frodo", "script"))
 	p.must("", "user", "disable", "gone")
-	invite := p.invite("sam")
+	proof, invite := s.proof(session, password), p.invite("sam")
 	state := func() string { // which a refused request does not change
 		var all strings.Builder
 		for _, cookie := range []string{session, sams} {
@@ -104,14 +115,14 @@ func TestEveryRoute(t *testing.T) {
 			}
 			for who, line := range map[string]string{"nobody": "X-Nobody: 1", "disabled": disabled} {
 				r := s.do(method, path, "", line)
-				if r.status == 405 || r.status == 404 || route.who != "anybody" && r.status != 401 {
+				if r.status == 405 || r.status == 404 || (route.who == "login" || route.who == "session") && r.status != 401 {
 					t.Errorf("%s as %s: %d", name, who, r.status)
 				}
 			}
 			if route.who == "session" && s.do(method, path, "", token).status != 403 {
 				t.Errorf("%s with a token is not 403", name)
 			}
-			if method == "GET" || method == "HEAD" {
+			if method == "GET" || method == "HEAD" || route.who == "form" {
 				continue
 			}
 			body := right(route.fields)
@@ -126,10 +137,10 @@ func TestEveryRoute(t *testing.T) {
 				continue
 			}
 			for what, body := range wrongBodies(route.fields) {
-				s.do(method, path, body, session).refusal(t, name+": "+what, 400)
+				s.do(method, path, body, session, proof).refusal(t, name+": "+what, 400)
 			}
-			s.do(method, path, body, session, "Content-Type: text/plain").refusal(t, name, 415)
-			s.do(method, path, body+strings.Repeat(" ", maxBody), session).refusal(t, name, 413)
+			s.do(method, path, body, session, proof, "Content-Type: text/plain").refusal(t, name, 415)
+			s.do(method, path, body+strings.Repeat(" ", maxBody), session, proof).refusal(t, name, 413)
 		}
 	}
 	// What is frodo's, sam does not reach.
@@ -471,7 +482,9 @@ func TestLogOfEverything(t *testing.T) {
 	want["password set"]++
 	third := login("frodo", newPassword)
 
-	made := expect(201, "POST", "/auth/tokens", `{"name":"script"}`, second)
+	expect(403, "POST", "/auth/tokens", `{"name":"script"}`, second)
+	want["confirmed"]++
+	made := expect(201, "POST", "/auth/tokens", `{"name":"script"}`, second, s.proof(second, newPassword))
 	token := data[struct{ Token string }](t, made).Token
 	secrets = append(secrets, token)
 	expect(200, "GET", "/ringsofpower", "", "Authorization: Bearer "+token)
@@ -565,7 +578,7 @@ func TestLogOfEverything(t *testing.T) {
 			if line.Path == "/ringsofpower" && line.Status == 200 && line.User != "frodo" {
 				t.Errorf("not whose request it was: %s", lines.Text())
 			}
-		case strings.HasPrefix(msg, "listening on "), strings.HasPrefix(msg, "there are no users yet"), strings.HasPrefix(msg, "http://127.0.0.1"):
+		case strings.HasPrefix(msg, "listening on "), strings.HasPrefix(msg, "there are no users yet"), strings.HasPrefix(msg, "http://localhost:"), strings.HasPrefix(msg, "open http://localhost:"):
 		default:
 			got[msg]++
 		}

@@ -7,6 +7,7 @@ const page = document.body.dataset.page
 const isPrivate = $('logout')
 let user // whose data this page shows
 let lostAt // what had the focus when the session turned out to be gone
+let proof = '' // that the person was here a moment ago; see proven
 
 function h(tag, props, ...children) {
 	const element = Object.assign(document.createElement(tag), props)
@@ -21,7 +22,7 @@ async function api(method, path, body) {
 	try {
 		reply = await fetch(path, {
 			method,
-			headers: {'Content-Type': 'application/json'},
+			headers: {'Content-Type': 'application/json', 'Ringward-Proof': proof},
 			body: JSON.stringify(body),
 		})
 		if (reply.status === 204) return
@@ -40,18 +41,36 @@ const leave = url => new Promise(() => location.replace(url))
 const loginURL = () => '/auth/login?next=' + encodeURIComponent(location.pathname + location.search)
 
 // goOn leads to the page that was asked for, if the server lets it: anybody can
-// write a next.
-function goOn() {
+// write a next. Its fragment never went to the server.
+async function goOn() {
+	await api('GET', '/auth/session').catch(cookieLost)
 	const next = new URLSearchParams(location.search).get('next')
-	return leave(next ? '/auth/continue?next=' + encodeURIComponent(next) : '/')
+	return leave(next ? '/auth/continue?next=' + encodeURIComponent(next) + (page === 'login' ? location.hash : '') : '/')
+}
+
+// cookieLost is when the server has just logged somebody in and does not know
+// them any more.
+function cookieLost(error) {
+	if (error.status !== 401) return
+	const there = document.body.dataset.public
+	throw new Error('The password is right, but this browser did not keep the cookie. ' + (
+		there && there !== location.origin ? 'Open ' + there + ' instead.'
+		: error.message.includes('several') ? error.message.replace('Login required: t', 'T') + '.'
+		: location.protocol === 'http:' ? 'Over http it keeps none that is for https: ask whoever runs this server for its https address.'
+		: 'Allow cookies for this site, and try again.'))
 }
 
 // notice says what is about the whole page, at the window's foot, where it
-// moves nothing else.
+// moves nothing else. Good news goes by itself.
+let noticeEnds
 function notice(kind, ...words) {
+	clearTimeout(noticeEnds)
 	$('notice').className = kind
 	$('notice').role = kind ? 'alert' : 'status'
 	$('notice').replaceChildren(...words)
+	if (!words.length) return
+	$('notice').append(h('button', {type: 'button', className: 'plain close', ariaLabel: 'Close', onclick: () => notice('')}, '×'))
+	if (!kind) noticeEnds = setTimeout(notice, 8000, '')
 }
 
 function trouble(error) {
@@ -102,7 +121,7 @@ async function countdown(button, field, words, seconds) {
 		button.textContent = 'Wait ' + (left < 60 ? '' : Math.floor(left / 60) + ' min ') + left % 60 + ' s'
 		await new Promise(done => setTimeout(done, 200))
 	}
-	say(field, 'You can try again now.')
+	say(field, h('span', {className: 'quiet'}, 'You can try again now.'))
 	field.ariaInvalid = null
 }
 
@@ -113,7 +132,6 @@ function onSubmit(form, work) {
 	const fields = [...form.querySelectorAll('.field > [name]')]
 	const secrets = fields.filter(field => field.type === 'password')
 	form.noValidate = true // an empty field gets words like any other error
-	button.disabled = false
 	for (const field of fields) {
 		const id = field.id + '-error'
 		field.after(h('span', {id, className: 'error', role: 'alert'}))
@@ -143,6 +161,7 @@ function onSubmit(form, work) {
 		if (empty) return stop(empty, empty.labels[0].textContent + ' is missing.')
 		secrets.forEach(field => field.show(false))
 		press(button, () => work(Object.fromEntries(new FormData(form))), error => {
+			if (error === cancelled) return
 			if (!error.status || error.status === 401 && isPrivate) return trouble(error)
 			// A broken rule stands by the field that it names first, or by the
 			// last; all else is about the password, or the first field.
@@ -154,6 +173,43 @@ function onSubmit(form, work) {
 			if (error.wait) return countdown(button, field, error.message, error.wait)
 		})
 	})
+}
+
+const cancelled = new Error('cancelled')
+
+// proven does what needs a proof that the person is here, and asks for the
+// password where there is none or it is too old. The proof is in this page's
+// memory only.
+async function proven(work) {
+	try {
+		return await work()
+	} catch (error) {
+		if (error.status !== 403 || !error.message.startsWith('Confirm')) throw error
+	}
+	const form = $('confirm').content.firstElementChild.cloneNode(true)
+	const dialog = h('dialog', {ariaLabel: 'Confirm that it is you'}, form)
+	form.append(' ', h('button', {type: 'button', className: 'plain', onclick: () => dialog.close()}, 'Cancel'))
+	form.username.defaultValue = user
+	document.body.append(dialog)
+	onSubmit(form, async ({password}) => {
+		proof = (await api('POST', '/auth/confirm', {password})).proof
+		dialog.close()
+	})
+	const key = form.querySelector('[data-passkey]')
+	key.hidden = !$('passkeys').children.length || !passkeysWork()
+	onClick(key, async () => {
+		const answer = await passkeyAnswer().catch(error => { if (error !== cancelled) throw error })
+		if (!answer) return
+		proof = (await api('POST', '/auth/confirm', answer)).proof
+		dialog.close()
+	})
+	dialog.showModal()
+	form.querySelector('[type=password]').focus()
+	proof = ''
+	await new Promise(done => dialog.onclose = done)
+	dialog.remove()
+	if (!proof) throw cancelled
+	return work()
 }
 
 // ask comes before what cannot be undone.
@@ -170,6 +226,8 @@ function ask(words, yes) {
 }
 
 const day = iso => new Date(iso).toLocaleDateString('en-GB', {dateStyle: 'medium'})
+const time = iso => new Date(iso).toLocaleString('en-GB', {dateStyle: 'medium', timeStyle: 'short'})
+const bdi = text => h('bdi', {}, text) // a name that runs from right to left turns nothing else round
 
 function ago(iso) {
 	const minutes = Math.floor((Date.now() - new Date(iso)) / 6e4)
@@ -183,21 +241,21 @@ function device(agent) {
 	const named = list => list.split(' ').map(word => word.split(':')).find(word => agent.includes(word[0]))?.at(-1)
 	const system = named('iPhone iPad Android Windows Mac CrOS:ChromeOS Linux')
 	return (named('Edg:Edge OPR:Opera Firefox FxiOS:Firefox Chrome CriOS:Chrome Safari') ||
-		agent.split(/[ /]/)[0] || 'Unknown program') + (system ? ' on ' + system : '')
+		agent.split(/[ /]/)[0].slice(0, 40) || 'Unknown program') + (system ? ' on ' + system : '')
 }
 
 const line = (title, about, ...buttons) => h('li', {},
 	h('div', {}, h('strong', {}, ...title), h('div', {className: 'quiet'}, about)), ...buttons)
 
 // small is a button of one item; its label says which.
-function small(words, label, work) {
-	const button = h('button', {type: 'button', className: 'plain', ariaLabel: label}, words)
+function small(words, label, work, kind = 'plain') {
+	const button = h('button', {type: 'button', className: kind, ariaLabel: label}, words)
 	onClick(button, () => work(button.closest('li')))
 	return button
 }
 
 // end deletes an item and hands the focus on. What is gone already is fine.
-async function end(item, path, words) {
+async function end(item, path, ...words) {
 	await api('DELETE', path).catch(error => {
 		if (error.status !== 404) throw error
 	})
@@ -205,13 +263,13 @@ async function end(item, path, words) {
 	const next = item.nextElementSibling || item.previousElementSibling
 	item.remove()
 	;(next?.querySelector('button') || section.querySelector('[tabindex]')).focus()
-	notice('', words)
+	notice('', ...words)
 }
 
 function ringLine(ring) {
 	const path = '/ringsofpower/' + ring.id
 	const doom = 'Throw ' + ring.name + ' into Mount Doom'
-	return line([ring.name], ring.bearer,
+	return line([bdi(ring.name)], bdi(ring.bearer),
 		small('Change', 'Change ' + ring.name, item => {
 			const form = $('edit').content.firstElementChild.cloneNode(true)
 			for (const field of form.querySelectorAll('input')) {
@@ -225,52 +283,237 @@ function ringLine(ring) {
 				fresh.querySelector('button').focus()
 			}
 			form.append(small('Cancel', 'Cancel', () => back(ring)))
+			form.onkeydown = event => event.key === 'Escape' && back(ring)
 			item.replaceWith(edit)
 			onSubmit(form, async fields => {
 				back(await api('PUT', path, fields))
-				notice('', fields.name, ' is saved.')
+				notice('', bdi(fields.name), ' is saved.')
 			})
 			form.querySelector('input').select()
 		}),
 		small('Throw', doom, async item => {
 			if (await ask(doom + '? It does not come back.', 'Throw it in')) {
-				await end(item, path, ring.name + ' is gone.')
+				await end(item, path, bdi(ring.name), ' is gone.')
 			}
-		}))
+		}, 'plain danger'))
 }
 
 function deviceLine(session) {
 	const path = '/auth/sessions/' + session.id
 	const name = device(session.userAgent)
-	const about = [session.remoteAddr, 'seen ' + ago(session.lastSeen), 'logged in ' + day(session.created)].join(' · ')
-	return session.current
-		? line([name, h('em', {}, 'this device')], about, small('Log out', 'Log out here', async () => {
+	const about = [session.remoteAddr, 'seen ' + ago(session.lastSeen), 'logged in ' + time(session.created)].join(' · ')
+	const item = session.current
+		? line([h('span', {}, name), h('em', {}, 'this device')], about, small('Log out', 'Log out here', async () => {
 			await api('DELETE', path)
-			return leave('/auth/login')
+			return leave('/auth/login?out')
 		}))
-		: line([name], about, small('End', 'End ' + name + ', ' + session.remoteAddr,
-			item => end(item, path, name + ' is logged out.')))
+		: line([name], about, small('Log out', 'Log out ' + name + ', ' + session.remoteAddr,
+			item => end(item, path, name + ' is logged out.').then(showOthers)))
+	item.session = session
+	return item
 }
 
 function tokenLine(token) {
-	return line([token.name],
+	return line([bdi(token.name)],
 		[token.lastUsed ? 'used ' + day(token.lastUsed) : 'not used yet', 'made ' + day(token.created),
-			token.expires ? 'works until ' + day(token.expires) : 'works for ever'].join(' · '),
+			token.expires ? 'expires ' + day(token.expires) : 'never expires'].join(' · '),
 		small('Revoke', 'Revoke ' + token.name, async item => {
 			if (await ask('Revoke ' + token.name + '? What uses it stops working.', 'Revoke')) {
-				await end(item, '/auth/tokens/' + token.id, token.name + ' is revoked.')
+				await end(item, '/auth/tokens/' + token.id, bdi(token.name), ' is revoked.')
 			}
 		}))
 }
 
-const showDevices = list => $('devices').replaceChildren(...list.sort((a, b) => b.current - a.current).map(deviceLine))
+// showDevices has this one first, then the newest, and few at a time.
+function showDevices(list) {
+	const newest = list.sort((a, b) => b.current - a.current || b.created.localeCompare(a.created)).map(deviceLine)
+	newest.slice(10).forEach(item => item.hidden = true)
+	$('devices').replaceChildren(...newest)
+	showOthers()
+}
+
+function showOthers() {
+	const items = [...$('devices').children]
+	$('end-others').hidden = items.length < 2
+	const hidden = items.filter(item => item.hidden)
+	$('more').hidden = !hidden.length
+	$('more').textContent = 'Show ' + hidden.length + ' more'
+	$('more').onclick = () => {
+		hidden.forEach(item => item.hidden = false)
+		showOthers()
+		hidden[0].querySelector('button').focus()
+	}
+}
+
+// The second factor.
+
+// loggedIn goes on after a login, or to the step that it is pending on.
+async function loggedIn({pending, enrol}) {
+	if (!pending) return goOn()
+	for (const id of ['why', 'lost', 'login', 'invite', 'about']) if ($(id)) $(id).hidden = true
+	if (enrol) {
+		document.querySelector('h1').textContent = 'Set up a second factor'
+		return setUpApp(await api('POST', '/auth/totp', {pending}), pending, goOn)
+	}
+	if (page === 'invite') return leave('/auth/login') // the password is set: log in with both
+	const form = $('code-form')
+	form.hidden = false
+	onSubmit(form, async ({code}) => {
+		await api('POST', '/auth/session/code', {pending, code})
+		return goOn()
+	})
+	form.code.focus()
+	form.code.oninput = () => /^ *\d{3} ?\d{3} *$/.test(form.code.value) && form.requestSubmit()
+}
+
+// setUpApp shows what an app has to know, takes its first code, and shows the
+// recovery codes.
+function setUpApp({secret, uri, qr}, pending, then) {
+	const offer = $('app-offer').content.firstElementChild.cloneNode(true)
+	const size = qr.length + 8
+	const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg')
+	const path = document.createElementNS(svg.namespaceURI, 'path')
+	svg.setAttribute('viewBox', '0 0 ' + size + ' ' + size)
+	svg.setAttribute('role', 'img')
+	svg.setAttribute('aria-label', 'QR code')
+	path.setAttribute('d', qr.flatMap((row, y) => [...row.matchAll(/1+/g)].map(run =>
+		'M' + (run.index + 4) + ' ' + (y + 4) + 'h' + run[0].length + 'v1h-' + run[0].length + 'z')).join(''))
+	svg.append(path)
+	offer.querySelector('.qr').append(svg)
+	offer.querySelector('code').textContent = secret.replace(/.{4}(?=.)/g, '$& ')
+	$('app').replaceChildren(offer)
+	$('app').hidden = false
+	const form = offer.querySelector('form')
+	onSubmit(form, async ({code}) => {
+		const body = pending ? {pending, code} : {code}
+		const {recoveryCodes} = await (pending ? api('PUT', '/auth/totp', body) : proven(() => api('PUT', '/auth/totp', body)))
+		showCodes(recoveryCodes, then)
+	})
+	form.code.focus()
+}
+
+function showCodes(codes, then) {
+	const view = $('app-codes').content.firstElementChild.cloneNode(true)
+	view.querySelector('ol').append(...codes.map(code => h('li', {}, h('code', {}, code))))
+	const text = codes.join('\n') + '\n'
+	const act = {
+		copy() {
+			const area = h('textarea', {value: text, className: 'sr'})
+			view.append(area)
+			area.select()
+			notice('', document.execCommand('copy') ? 'Copied.' : 'Copy them by hand.')
+			area.remove()
+		},
+		save() {
+			const link = h('a', {href: URL.createObjectURL(new Blob([text])), download: 'recovery-codes.txt'})
+			link.click()
+			URL.revokeObjectURL(link.href)
+		},
+		print() { print() },
+		done() {
+			$('app').hidden = true
+			$('app').replaceChildren()
+			return then()
+		},
+	}
+	for (const button of view.querySelectorAll('[data-do]')) onClick(button, async () => act[button.dataset.do]())
+	$('app').replaceChildren(view)
+	$('app').hidden = false
+	view.querySelector('h2').focus()
+}
+
+const bytes = text => Uint8Array.from(atob(text.replace(/-/g, '+').replace(/_/g, '/')), c => c.charCodeAt())
+const text64 = buffer => btoa(String.fromCharCode(...new Uint8Array(buffer))).replace(/\+/g, '-').replace(/\//g, '_').replace(/=+$/, '')
+
+// passkeyTrouble says why a browser's own dialog came to nothing; to close it
+// is no error.
+const passkeyTrouble = error => {
+	if (error.name === 'NotAllowedError' || error.name === 'AbortError') throw cancelled
+	if (error.name === 'InvalidStateError') throw new Error('This device has a passkey here already.')
+	throw error
+}
+
+// passkeyAnswer asks the browser; mediation is 'conditional' for autofill.
+async function passkeyAnswer(mediation, signal) {
+	const {challenge, rpId, timeout} = await api('POST', '/auth/passkey/options')
+	const {rawId, response} = await navigator.credentials.get({mediation, signal,
+		publicKey: {challenge: bytes(challenge), rpId, timeout, userVerification: 'required'}}).catch(passkeyTrouble)
+	return {id: text64(rawId), clientDataJSON: text64(response.clientDataJSON),
+		authenticatorData: text64(response.authenticatorData), signature: text64(response.signature)}
+}
+
+async function newPasskey(name) {
+	const {challenge, rpId, timeout, userId, username, exclude = []} = await proven(() => api('POST', '/auth/passkeys/options'))
+	const {rawId, response} = await navigator.credentials.create({publicKey: {
+		challenge: bytes(challenge), timeout, attestation: 'none', rp: {id: rpId, name: document.querySelector('.mark span').textContent},
+		user: {id: bytes(userId), name: username, displayName: username},
+		pubKeyCredParams: [-7, -8, -257].map(alg => ({type: 'public-key', alg})),
+		authenticatorSelection: {residentKey: 'required', requireResidentKey: true, userVerification: 'required'},
+		excludeCredentials: exclude.map(id => ({type: 'public-key', id: bytes(id)})),
+	}}).catch(passkeyTrouble)
+	return proven(() => api('POST', '/auth/passkeys', {name, id: text64(rawId), clientDataJSON: text64(response.clientDataJSON),
+		authenticatorData: text64(response.getAuthenticatorData()), publicKey: text64(response.getPublicKey())}))
+}
+
+// passkeysWork says where they do, if not here.
+const passkeysWork = () => !!window.PublicKeyCredential && isSecureContext && !/^[\d.]+$|^\[/.test(location.hostname)
+
+function passkeyLine(passkey) {
+	return line([bdi(passkey.name)],
+		[passkey.lastUsed ? 'used ' + day(passkey.lastUsed) : 'not used yet', 'made ' + day(passkey.created)].join(' · '),
+		small('Remove', 'Remove ' + passkey.name, async item => {
+			if (await ask('Remove ' + passkey.name + '? It no longer logs you in.', 'Remove')) {
+				await proven(() => end(item, '/auth/passkeys/' + passkey.id, bdi(passkey.name), ' is removed.'))
+			}
+		}))
+}
+
+async function showFactors() {
+	const {totp, recoveryCodes, passkeys} = await api('GET', '/auth/factors')
+	$('app-is').textContent = totp
+		? 'An authenticator app is set up since ' + day(totp.created) + '. ' + recoveryCodes + ' recovery codes are left.'
+		: 'A code of an app on your phone, asked for after the password.'
+	$('app-set').textContent = totp ? 'Set up another app' : 'Set up an authenticator app'
+	$('codes-new').hidden = $('app-remove').hidden = !totp
+	$('passkeys').replaceChildren(...passkeys.map(passkeyLine))
+}
+
+async function loginByPasskey(mediation, signal) {
+	await api('POST', '/auth/passkey', await passkeyAnswer(mediation, signal))
+	return goOn()
+}
+
+// offerPasskeys has the browser offer them in the name's field, and on a button.
+async function offerPasskeys() {
+	if (!passkeysWork()) return
+	let waiting
+	const button = $('passkey')
+	button.hidden = false
+	onClick(button, () => {
+		waiting?.abort()
+		return loginByPasskey().catch(error => { if (error !== cancelled) throw error })
+	})
+	while (await PublicKeyCredential.isConditionalMediationAvailable?.()) {
+		waiting = new AbortController()
+		const renew = setTimeout(() => waiting.abort(), 4 * 6e4) // before the challenge is too old
+		try {
+			return await loginByPasskey('conditional', waiting.signal)
+		} catch (error) {
+			if (error !== cancelled) trouble(error)
+			if (button.ariaDisabled || error !== cancelled) return
+		} finally {
+			clearTimeout(renew)
+		}
+	}
+}
 
 const pages = {
 	login() {
-		onSubmit($('login'), async fields => {
-			await api('POST', '/auth/session', fields)
-			return goOn()
+		onSubmit($('login'), async ({username, password}) => {
+			$('failed').textContent = ''
+			return loggedIn(await api('POST', '/auth/session', {username: username.trim(), password})) // phones type a space after a word
 		})
+		offerPasskeys().catch(trouble)
 	},
 
 	async invite() {
@@ -281,6 +524,7 @@ const pages = {
 			const invite = await api('GET', path)
 			username.value = invite.username
 			username.readOnly = invite.username
+			$('name-hint').hidden = invite.username
 			$('about').textContent = invite.username
 				? 'This link works once, until ' + day(invite.expires) + '.'
 				: 'You are the first here: choose your name as well.'
@@ -292,8 +536,8 @@ const pages = {
 			return $('title')
 		}
 		onSubmit($('invite'), async fields => {
-			await api('POST', path, username.readOnly ? {password: fields.password} : fields)
-			return goOn()
+			const {password} = fields
+			return loggedIn(await api('POST', path, username.readOnly ? {password} : {username: fields.username.trim(), password}))
 		})
 		return username.readOnly ? password : username
 	},
@@ -304,30 +548,70 @@ const pages = {
 			$('rings').append(ringLine(await api('POST', '/ringsofpower', fields)))
 			$('add').reset()
 			$('name').focus()
-			notice('', fields.name, ' is added.')
+			notice('', bdi(fields.name), ' is added.')
 		})
 	},
 
 	async account() {
 		showDevices(await api('GET', '/auth/sessions'))
 		$('tokens').append(...(await api('GET', '/auth/tokens')).map(tokenLine))
+		await showFactors()
+		const quietly = work => () => work().catch(error => { if (error !== cancelled) throw error })
+		onClick($('app-set'), quietly(async () => setUpApp(await proven(() => api('POST', '/auth/totp')), '', async () => {
+			await showFactors()
+			showDevices(await api('GET', '/auth/sessions'))
+			$('app-set').focus()
+		})))
+		onClick($('codes-new'), quietly(async () => {
+			if (!await ask('Make new recovery codes? The old ones stop working.', 'Make new ones')) return
+			showCodes((await proven(() => api('POST', '/auth/recovery-codes'))).recoveryCodes, showFactors)
+		}))
+		onClick($('app-remove'), quietly(async () => {
+			if (!await ask('Remove the authenticator app? The password alone logs you in then.', 'Remove')) return
+			await proven(() => api('DELETE', '/auth/totp'))
+			await showFactors()
+			notice('', 'The authenticator app is removed.')
+		}))
+		if (!passkeysWork()) {
+			$('passkey').hidden = true
+			$('no-passkeys').hidden = false
+			$('no-passkeys').textContent = 'This browser has no passkeys at this address. Open ' + document.body.dataset.passkeys + ' to add one.'
+		}
+		onSubmit($('passkey'), async ({name}) => {
+			await newPasskey(name)
+			$('passkey').reset()
+			await showFactors()
+			notice('', bdi(name), ' is added.')
+		})
 		onClick($('end-all'), async () => {
 			if (!await ask('Log out on every device, this one too?', 'Log out everywhere')) return
 			await api('DELETE', '/auth/sessions')
-			return leave('/auth/login')
+			return leave('/auth/login?out')
+		})
+		onClick($('end-others'), async () => {
+			const others = [...$('devices').children].filter(item => !item.session.current)
+			if (!await ask('Log out on ' + (others.length === 1 ? 'the other device' : others.length + ' other devices') + '?', 'Log out')) return
+			for (const {session} of others) {
+				await api('DELETE', '/auth/sessions/' + session.id).catch(error => {
+					if (error.status !== 404) throw error
+				})
+			}
+			showDevices(await api('GET', '/auth/sessions'))
+			notice('', 'The other devices are logged out.')
 		})
 		const form = $('password')
 		form.username.defaultValue = user
 		onSubmit(form, async fields => {
 			await api('PUT', '/auth/password', {current: fields.current, new: fields.new})
 			form.reset()
+			proof = ''
 			notice('', 'Your password is changed.')
 			showDevices(await api('GET', '/auth/sessions'))
 		})
 		const secret = $('secret')
 		onSubmit($('token'), async ({name, days}) => {
 			const expires = days ? new Date(Date.now() + days * 864e5) : undefined
-			const token = await api('POST', '/auth/tokens', {name, expires})
+			const token = await proven(() => api('POST', '/auth/tokens', {name, expires}))
 			$('tokens').append(tokenLine(token))
 			$('token').reset()
 			secret.value = token.token
@@ -353,17 +637,20 @@ addEventListener('pageshow', event => event.persisted && location.reload())
 
 async function start() {
 	let focus
+	if ($('wait')) $('wait').hidden = false
 	try {
 		if (isPrivate) {
 			onClick($('logout'), async () => {
 				await api('DELETE', '/auth/session')
-				return leave('/auth/login')
+				return leave('/auth/login?out')
 			})
+			$('logout').hidden = false
 			user = $('who').textContent = (await api('GET', '/auth/session')).username
 		}
 		focus = await pages[page]()
 	} catch (error) {
 		if (error.status === 401) return leave(loginURL())
+		$('wait')?.remove()
 		return notice('bad', error.message, ' ', h('a', {href: ''}, 'Try again'))
 	}
 	$('wait')?.remove()

@@ -1,0 +1,466 @@
+// factor.go: the second factor. What a user has besides the password, its part
+// of the Store, the step between a right password and a session, and what
+// people do with their factors over JSON. The app's codes are in totp.go,
+// passkeys in passkey.go.
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// Factors is what a user has besides the password. It is kept as JSON.
+type Factors struct {
+	Seed     string    `json:"seed,omitempty"` // of the authenticator app, sealed (sealSeed); "": there is none
+	Created  time.Time `json:"created"`        // when the app was set up
+	Step     int64     `json:"step"`           // whose code was accepted last: none up to it is accepted again
+	Codes    []string  `json:"codes"`          // recoveryHash of those that are left
+	Passkeys []Passkey `json:"passkeys"`
+	Used     []used    `json:"used"` // challenges that would still count
+}
+
+type used struct {
+	Challenge Key       `json:"challenge"` // SHA-256
+	Until     time.Time `json:"until"`
+}
+
+// sessionsAfter is what a change of factors means for who is logged in.
+type sessionsAfter struct {
+	ends  []kind  // of the user's records: all of them
+	over  []Key   // sessions
+	start Session // the zero Session starts nothing
+}
+
+// factorStore is the part of the Store that this file needs, with the same
+// promises.
+type factorStore interface {
+	accountStore
+	// factors returns the zero Factors for who has none.
+	factors(user string) (Factors, error)
+	// everybodysFactors returns those of all who have some.
+	everybodysFactors() (map[string]Factors, error)
+	// passkeyUser returns whose passkey that is. They are not disabled.
+	passkeyUser(k Key) (User, error)
+	// changeFactors has change change the factors of a user who is unchanged as
+	// in login, and keeps them, unless change returns an error. It is
+	// fs.ErrExist where a passkey is somebody else's. change may run more than
+	// once.
+	changeFactors(was User, change func(*Factors) error, after sessionsAfter) error
+}
+
+func getFactors(tx *bolt.Tx, user string) (f Factors, err error) {
+	key := []byte(user)
+	fields, err := unseal(key, tx.Bucket(bucketFactors).Get(key), 1)
+	if err == nil && json.Unmarshal([]byte(fields[0]), &f) != nil {
+		err = errDamaged
+	}
+	return f, present(err)
+}
+
+// putFactors also keeps the index of passkeys.
+func putFactors(tx *bolt.Tx, user string, old, f Factors) error {
+	index := tx.Bucket(bucketPasskeys)
+	for _, p := range old.Passkeys {
+		if err := index.Delete(p.Key[:]); err != nil {
+			return err
+		}
+	}
+	for _, p := range f.Passkeys {
+		if index.Get(p.Key[:]) != nil {
+			return fs.ErrExist
+		}
+		if err := index.Put(p.Key[:], seal(p.Key[:], user)); err != nil {
+			return err
+		}
+	}
+	text, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	key := []byte(user)
+	return tx.Bucket(bucketFactors).Put(key, seal(key, string(text)))
+}
+
+func (b *BoltStore) factors(user string) (f Factors, err error) {
+	err = b.view(func(tx *bolt.Tx) error { f, err = getFactors(tx, user); return err })
+	return f, err
+}
+
+func (b *BoltStore) everybodysFactors() (all map[string]Factors, err error) {
+	all = map[string]Factors{}
+	err = b.view(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketFactors).ForEach(func(name, _ []byte) error {
+			f, err := getFactors(tx, string(name))
+			all[string(name)] = f
+			return err
+		})
+	})
+	return all, err
+}
+
+func (b *BoltStore) passkeyUser(k Key) (u User, err error) {
+	err = b.view(func(tx *bolt.Tx) error {
+		fields, err := unseal(k[:], tx.Bucket(bucketPasskeys).Get(k[:]), 1)
+		if err == nil {
+			u, err = getUser(tx, fields[0])
+		}
+		if err == nil && u.Disabled {
+			err = fs.ErrNotExist
+		}
+		return err
+	})
+	return u, err
+}
+
+func (b *BoltStore) changeFactors(was User, change func(*Factors) error, after sessionsAfter) error {
+	return b.update(func(tx *bolt.Tx) error {
+		if _, err := getUnchanged(tx, was); err != nil {
+			return err
+		}
+		old, err := getFactors(tx, was.Name)
+		if err != nil {
+			return err
+		}
+		f := old.clone()
+		if err := change(&f); err != nil {
+			return err
+		}
+		if err := putFactors(tx, was.Name, old, f); err != nil {
+			return err
+		}
+		if err := dropOwned(tx, was.Name, after.ends...); err != nil {
+			return err
+		}
+		if err := drop(tx, kindSession, after.over...); err != nil || after.start.User == "" {
+			return err
+		}
+		return startSession(tx, after.start)
+	})
+}
+
+// clone shares nothing with f.
+func (f Factors) clone() Factors {
+	f.Codes, f.Passkeys, f.Used = slices.Clone(f.Codes), slices.Clone(f.Passkeys), slices.Clone(f.Used)
+	return f
+}
+
+// use makes a challenge count no more; it is fs.ErrNotExist the second time.
+func (f *Factors) use(challenge Key, until, now time.Time) error {
+	if slices.ContainsFunc(f.Used, func(u used) bool { return u.Challenge == challenge }) {
+		return fs.ErrNotExist
+	}
+	f.Used = slices.DeleteFunc(f.Used, func(u used) bool { return !now.Before(u.Until) })
+	f.Used = append(f.Used, used{challenge, until})
+	return nil
+}
+
+// Factor is the handlers of this file and of passkey.go.
+type Factor struct {
+	*Account
+	store    factorStore
+	issuer   string   // what an authenticator app shows beside the name
+	required bool     // nobody gets in by a password alone
+	public   *url.URL // scheme and host by which browsers reach us; nil: not known
+}
+
+const pendingLife = 5 * time.Minute
+
+// pendingLogin is what a right password leads to where a second step is needed.
+type pendingLogin struct {
+	Username string    `json:"username"`
+	Pending  string    `json:"pending"` // shows that the password was right
+	Expires  time.Time `json:"expires"`
+	Enrol    bool      `json:"enrol,omitempty"` // the step is to set up an app
+}
+
+// next is the secondFactor of Auth.
+func (f *Factor) next(u User, now time.Time) (any, error) {
+	has, err := f.store.factors(u.Name)
+	if err != nil || has.Seed == "" && !f.required {
+		return nil, err
+	}
+	if has.Seed == "" && len(has.Passkeys) > 0 { // who knows the password must not set up an app in its place
+		return nil, &refusal{http.StatusForbidden, "Log in with your passkey", "the password alone is not enough here", 0}
+	}
+	p := pendingLogin{Username: u.Name, Expires: seconds(now.Add(pendingLife)), Enrol: has.Seed == ""}
+	text := fmt.Sprintf("%s:%d:%t", base64.RawURLEncoding.EncodeToString([]byte(u.Name)), p.Expires.Unix(), p.Enrol)
+	p.Pending = text + "." + f.keys[0].sign(pendingName(u, has), text)
+	return p, nil
+}
+
+// pendingName is what the signature of a pending login is for: it ends when the
+// password or the app changes.
+func pendingName(u User, has Factors) string {
+	return "ringward pending " + strings.Join([]string{u.Name, u.Hash, nanos(u.Created), nanos(has.Created)}, " ")
+}
+
+var pendingOver = &refusal{http.StatusUnauthorized, "This login has taken too long: begin again", "", 0}
+
+// fromPending returns whose login it is, or a refusal.
+func (f *Factor) fromPending(pending string, enrol bool, now time.Time) (User, Factors, error) {
+	text, signature, _ := strings.Cut(pending, ".")
+	parts := strings.Split(text, ":")
+	if len(parts) != 3 || parts[2] != strconv.FormatBool(enrol) {
+		return User{}, Factors{}, pendingOver
+	}
+	name, _ := base64.RawURLEncoding.DecodeString(parts[0])
+	until, err := strconv.ParseInt(parts[1], 10, 64)
+	if err != nil || !now.Before(time.Unix(until, 0)) {
+		return User{}, Factors{}, pendingOver
+	}
+	u, err := f.store.user(string(name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return u, Factors{}, err
+	}
+	has, failed := f.store.factors(string(name))
+	if failed != nil {
+		return u, has, failed
+	}
+	signed := slices.ContainsFunc(f.keys, func(key *signingKey) bool { return key.verify(pendingName(u, has), text, signature) })
+	if err != nil || u.Disabled || !signed {
+		return u, has, pendingOver
+	}
+	return u, has, nil
+}
+
+const wrongCode = "Code is wrong"
+
+// handleCode is POST /auth/session/code.
+func (f *Factor) handleCode(w http.ResponseWriter, r *http.Request) {
+	var pending, code string
+	if !f.readSameSite(w, r, fields{"pending": &pending, "code": &code}, nil) {
+		return
+	}
+	s, id, err := f.loginByCode(r, pending, code)
+	if err != nil {
+		f.fail(w, r, err, http.StatusUnauthorized, wrongCode)
+		return
+	}
+	f.respondLoggedIn(w, r, s, id)
+}
+
+// loginByCode starts a session, or returns fs.ErrNotExist for a code that is
+// wrong or was used, a refusal, or that the store failed.
+func (f *Factor) loginByCode(r *http.Request, pending, code string) (s Session, id string, err error) {
+	now := time.Now()
+	u, has, err := f.fromPending(pending, false, now)
+	if err != nil {
+		return s, id, err
+	}
+	limits := f.throttle.codes(u.Name)
+	if wait, _ := f.throttle.begin(limits); wait > 0 {
+		f.event(r, "login throttled", u.Name)
+		return s, id, &refusal{http.StatusTooManyRequests, "Too many wrong codes, try again later", "", wait}
+	}
+	became := unused
+	defer func() { f.throttle.end(limits, became) }()
+	seed, old, err := openSeed(f.keys, u.Name, has.Seed)
+	if errors.Is(err, errOtherKey) {
+		f.Log.ErrorContext(r.Context(), "second factor cannot be read", "user", u.Name, "error", err)
+		return s, id, &refusal{http.StatusForbidden, "Your second factor cannot be read any more",
+			"the server's key was replaced: ask whoever runs it to reset your second factor", 0}
+	} else if err != nil {
+		return s, id, err
+	}
+	step, hash := stepOf(seed, plainCode(code), now), recoveryHash(u.Name, plainCode(code))
+	s, id = f.newSession(u.Name, r, now)
+	err = recording(f.store, act(r, "login ok", u.Name)).changeFactors(u, func(kept *Factors) error {
+		spare := slices.Index(kept.Codes, hash)
+		switch {
+		case step > kept.Step && kept.Seed == has.Seed:
+			if kept.Step = step; old {
+				kept.Seed = sealSeed(f.keys[0], u.Name, seed)
+			}
+		case spare >= 0:
+			kept.Codes = slices.Delete(kept.Codes, spare, spare+1)
+		default:
+			return fs.ErrNotExist
+		}
+		return nil
+	}, sessionsAfter{over: f.sessionKeys(r), start: s})
+	switch {
+	case err == nil:
+		became = right
+		f.event(r, "login ok", u.Name)
+	case errors.Is(err, fs.ErrNotExist):
+		became = wrong
+		f.event(r, "code wrong", u.Name)
+	}
+	return s, id, err
+}
+
+// plainCode is a code without what people and apps put between its parts.
+func plainCode(code string) string {
+	return strings.NewReplacer(" ", "", "-", "").Replace(code[:min(len(code), maxCodeSize)])
+}
+
+// handleApp is POST and PUT /auth/totp: the offer of a seed, and its acceptance
+// by a code. Who may is a session with a proof, or a pending login to which
+// nothing else is open.
+func (f *Factor) handleApp(w http.ResponseWriter, r *http.Request) {
+	if err := f.sameSite(r); err != nil {
+		f.fail(w, r, err, 0, "")
+		return
+	}
+	var pending, code string
+	step, required := f.offerApp, fields(nil)
+	if r.Method == http.MethodPut {
+		step, required = f.acceptApp, fields{"code": &code}
+	}
+	if (required != nil || r.Body != http.NoBody) && !readJSON(w, r, required, fields{"pending": &pending}) {
+		return
+	}
+	if pending == "" {
+		f.requireProof(func(w http.ResponseWriter, r *http.Request) {
+			l := loginOf(r)
+			step(w, r, l.User, l.id.id, code)
+		}).ServeHTTP(w, r)
+		return
+	}
+	u, _, err := f.fromPending(pending, true, time.Now())
+	if err != nil {
+		f.fail(w, r, err, 0, "")
+		return
+	}
+	step(w, r, u, pending, code)
+}
+
+// handleConfirm is POST /auth/confirm, with a password or a passkey.
+func (f *Factor) handleConfirm(w http.ResponseWriter, r *http.Request) {
+	var password string
+	var a assertion
+	optional := a.fields()
+	optional["password"] = &password
+	if !readJSON(w, r, nil, optional) {
+		return
+	}
+	l := loginOf(r)
+	if a.id == "" {
+		f.confirmByPassword(w, r, l, password)
+		return
+	}
+	err := f.usePasskey(r, a, time.Now(), func(u User) (sessionsAfter, error) {
+		if u.Name != l.User.Name {
+			return sessionsAfter{}, fs.ErrNotExist
+		}
+		return sessionsAfter{}, nil
+	})
+	if err != nil {
+		f.fail(w, r, err, http.StatusForbidden, passkeyRefused)
+		return
+	}
+	f.respondConfirmed(w, r, l)
+}
+
+// offeredSeed is one for one session or pending login, so that nothing has to
+// be kept of an offer.
+func (f *Factor) offeredSeed(secret string) []byte {
+	return derive(f.keys[0], "ringward totp offer "+secret, seedBytes)
+}
+
+func (f *Factor) offerApp(w http.ResponseWriter, r *http.Request, u User, secret, _ string) {
+	seed := f.offeredSeed(secret)
+	uri := appURI(f.issuer, u.Name, seed)
+	respond(w, http.StatusCreated, struct {
+		Secret string   `json:"secret"`
+		URI    string   `json:"uri"`
+		QR     []string `json:"qr"` // rows of the code, 1 is dark
+	}{seedText.EncodeToString(seed), uri, qrCode(uri)})
+}
+
+func (f *Factor) acceptApp(w http.ResponseWriter, r *http.Request, u User, secret, code string) {
+	now := time.Now()
+	seed := f.offeredSeed(secret)
+	step := stepOf(seed, plainCode(code), now)
+	if step == 0 {
+		respondError(w, http.StatusForbidden, wrongCode)
+		return
+	}
+	codes, hashes := newRecoveryCodes(u.Name)
+	s, id := f.newSession(u.Name, r, now)
+	err := recording(f.store, act(r, "second factor set up", u.Name)).changeFactors(u, func(has *Factors) error {
+		has.Seed, has.Created, has.Step, has.Codes = sealSeed(f.keys[0], u.Name, seed), now, step, hashes
+		return nil
+	}, sessionsAfter{ends: []kind{kindSession}, start: s})
+	if err != nil {
+		f.fail(w, r, err, pendingOver.status, pendingOver.title)
+		return
+	}
+	f.seen(r, u.Name)
+	f.event(r, "second factor set up", u.Name)
+	f.setCookie(w, id, s, now)
+	respond(w, http.StatusOK, recoveryCodes{codes})
+}
+
+type recoveryCodes struct {
+	Codes []string `json:"recoveryCodes"`
+}
+
+// changeApp changes the app of who has one, or responds.
+func (f *Factor) changeApp(w http.ResponseWriter, r *http.Request, done string, change func(*Factors)) bool {
+	u := loginOf(r).User
+	err := recording(f.store, act(r, done, u.Name)).changeFactors(u, func(has *Factors) error {
+		if has.Seed == "" {
+			return fs.ErrNotExist
+		}
+		change(has)
+		return nil
+	}, sessionsAfter{})
+	if err != nil {
+		f.fail(w, r, err, http.StatusNotFound, "There is no authenticator app")
+		return false
+	}
+	f.event(r, done, u.Name)
+	return true
+}
+
+// handleRecoveryCodes is POST /auth/recovery-codes.
+func (f *Factor) handleRecoveryCodes(w http.ResponseWriter, r *http.Request) {
+	codes, hashes := newRecoveryCodes(UserOf(r))
+	if f.changeApp(w, r, "recovery codes made", func(has *Factors) { has.Codes = hashes }) {
+		respond(w, http.StatusCreated, recoveryCodes{codes})
+	}
+}
+
+// handleRemoveApp is DELETE /auth/totp.
+func (f *Factor) handleRemoveApp(w http.ResponseWriter, r *http.Request) {
+	if f.changeApp(w, r, "second factor removed", func(has *Factors) { *has = Factors{Passkeys: has.Passkeys, Used: has.Used} }) {
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+// handleFactors is GET /auth/factors.
+func (f *Factor) handleFactors(w http.ResponseWriter, r *http.Request) {
+	type app struct {
+		Created time.Time `json:"created"`
+	}
+	var shown struct {
+		App      *app          `json:"totp"`
+		Codes    int           `json:"recoveryCodes"`
+		Passkeys []passkeyView `json:"passkeys"`
+	}
+	has, err := f.store.factors(UserOf(r))
+	if err != nil {
+		f.fail(w, r, err, 0, "")
+		return
+	}
+	if has.Seed != "" {
+		shown.App, shown.Codes = &app{seconds(has.Created)}, len(has.Codes)
+	}
+	shown.Passkeys = []passkeyView{}
+	for _, p := range has.Passkeys {
+		shown.Passkeys = append(shown.Passkeys, viewPasskey(p))
+	}
+	respond(w, http.StatusOK, shown)
+}

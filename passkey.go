@@ -1,0 +1,383 @@
+// passkey.go: passkeys (WebAuthn Level 2). A browser gives the public key as
+// SubjectPublicKeyInfo and the authenticator data as it is, so that no CBOR has
+// to be read; who makes a key available is not asked (attestation none).
+package main
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Passkey is a WebAuthn credential.
+type Passkey struct {
+	Key       Key       `json:"key"`  // SHA-256 of the id
+	ID        string    `json:"id"`   // base64url
+	Name      string    `json:"name"` // 1 to maxTokenName bytes
+	PublicKey []byte    `json:"publicKey"`
+	Count     uint32    `json:"count"` // of the authenticator, when it was last used; 0: it does not count
+	Created   time.Time `json:"created"`
+	Used      time.Time `json:"used"` // zero: never
+}
+
+const maxPasskeys = 20 // of one user
+
+const challengeLife = 5 * time.Minute
+
+// relyingParty is what passkeys are bound to: the widest name that has the
+// session's cookie.
+func (f *Factor) relyingParty() string {
+	switch {
+	case f.CookieDomain != "":
+		return f.CookieDomain
+	case f.public != nil:
+		return f.public.Hostname()
+	}
+	return "localhost"
+}
+
+// origin is that of the pages which may use passkeys.
+func (f *Factor) origin(r *http.Request) string {
+	switch {
+	case f.public != nil:
+		return f.public.String()
+	case r.TLS != nil:
+		return "https://" + r.Host
+	}
+	return "http://" + r.Host
+}
+
+// newChallenge is signed for a purpose, so that nothing is kept of one until it
+// is used. It is text, and goes over the wire as base64url of that.
+func (f *Factor) newChallenge(purpose string, now time.Time) string {
+	text := rand.Text() + ":" + strconv.FormatInt(now.Add(challengeLife).Unix(), 10)
+	return text + "." + f.keys[0].sign("ringward challenge "+purpose, text)
+}
+
+// challengeUntil returns until when a challenge counts, or fs.ErrNotExist.
+func (f *Factor) challengeUntil(challenge, purpose string, now time.Time) (time.Time, error) {
+	text, signature, _ := strings.Cut(challenge, ".")
+	_, expires, _ := strings.Cut(text, ":")
+	unix, err := strconv.ParseInt(expires, 10, 64)
+	until := time.Unix(unix, 0)
+	signed := slices.ContainsFunc(f.keys, func(key *signingKey) bool { return key.verify("ringward challenge "+purpose, text, signature) })
+	if err != nil || !signed || !now.Before(until) {
+		return until, fs.ErrNotExist
+	}
+	return until, nil
+}
+
+// ceremony is what a browser sends of either kind, base64url, after it was
+// checked.
+type ceremony struct {
+	credential []byte // id
+	challenge  Key
+	until      time.Time // the challenge counts until then
+	count      uint32
+	signed     []byte // what the authenticator signs
+}
+
+const (
+	flagPresent  = 1 << 0
+	flagVerified = 1 << 2
+	flagAttested = 1 << 6 // a credential follows
+)
+
+var errCeremony = fmt.Errorf("passkey refused: %w", fs.ErrNotExist)
+
+// readCeremony returns errCeremony for what is not a passkey's answer to one of our
+// challenges for the purpose, from a page of ours, by a verified person.
+func (f *Factor) readCeremony(r *http.Request, kind, purpose, id, clientData, authData string, now time.Time) (c ceremony, err error) {
+	raw, err := base64.RawURLEncoding.DecodeString(id)
+	client, err2 := base64.RawURLEncoding.DecodeString(clientData)
+	auth, err3 := base64.RawURLEncoding.DecodeString(authData)
+	var said struct {
+		Type, Challenge, Origin string
+		CrossOrigin             bool
+	}
+	if err != nil || err2 != nil || err3 != nil || len(raw) == 0 || len(raw) > 1023 || len(auth) < 37 || json.Unmarshal(client, &said) != nil {
+		return c, errCeremony
+	}
+	challenge, err := base64.RawURLEncoding.DecodeString(said.Challenge)
+	if err != nil {
+		return c, errCeremony
+	}
+	if c.until, err = f.challengeUntil(string(challenge), purpose, now); err != nil {
+		return c, errCeremony
+	}
+	party := sha256.Sum256([]byte(f.relyingParty()))
+	flags := auth[32]
+	if said.Type != kind || said.CrossOrigin || said.Origin != f.origin(r) || !bytes.Equal(auth[:32], party[:]) ||
+		flags&flagPresent == 0 || flags&flagVerified == 0 {
+		return c, errCeremony
+	}
+	hash := sha256.Sum256(client)
+	c.credential, c.challenge, c.count = raw, sha256.Sum256(challenge), binary.BigEndian.Uint32(auth[33:])
+	c.signed = append(bytes.Clone(auth), hash[:]...)
+	if flags&flagAttested != 0 { // 16 bytes of the authenticator's model, then the id with its length
+		rest := auth[37:]
+		if len(rest) < 18 {
+			return c, errCeremony
+		}
+		n := int(binary.BigEndian.Uint16(rest[16:]))
+		if rest = rest[18:]; len(rest) < n || !bytes.Equal(rest[:n], raw) {
+			return c, errCeremony
+		}
+	} else if kind == "webauthn.create" {
+		return c, errCeremony
+	}
+	return c, nil
+}
+
+// publicKey reads a key of one of the kinds that the page asks for: ES256,
+// EdDSA, RS256.
+func publicKey(der []byte) (crypto.PublicKey, error) {
+	key, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, errCeremony
+	}
+	switch key := key.(type) {
+	case *ecdsa.PublicKey:
+		if key.Curve == elliptic.P256() {
+			return key, nil
+		}
+	case ed25519.PublicKey:
+		return key, nil
+	case *rsa.PublicKey:
+		if bits := key.N.BitLen(); 2048 <= bits && bits <= 4096 && key.E > 1 {
+			return key, nil
+		}
+	}
+	return nil, errCeremony
+}
+
+func verifySignature(der, signed, signature []byte) bool {
+	key, err := publicKey(der)
+	if err != nil {
+		return false
+	}
+	hash := sha256.Sum256(signed)
+	switch key := key.(type) {
+	case *ecdsa.PublicKey:
+		return ecdsa.VerifyASN1(key, hash[:], signature)
+	case ed25519.PublicKey:
+		return ed25519.Verify(key, signed, signature)
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(key, crypto.SHA256, hash[:], signature) == nil
+	}
+	return false
+}
+
+// passkeyOptions is what the page needs to call the browser.
+type passkeyOptions struct {
+	Challenge string   `json:"challenge"` // base64url, as the ids
+	RPID      string   `json:"rpId"`
+	Timeout   int64    `json:"timeout"` // milliseconds
+	UserID    string   `json:"userId,omitempty"`
+	Username  string   `json:"username,omitempty"`
+	Exclude   []string `json:"exclude,omitempty"` // keys that the user has
+}
+
+func (f *Factor) options(purpose string) passkeyOptions {
+	return passkeyOptions{Challenge: base64.RawURLEncoding.EncodeToString([]byte(f.newChallenge(purpose, time.Now()))),
+		RPID: f.relyingParty(), Timeout: challengeLife.Milliseconds()}
+}
+
+const forLogin = "login"
+
+func forAdding(l Login) string { return "add " + l.id.id }
+
+// handleLoginOptions is POST /auth/passkey/options.
+func (f *Factor) handleLoginOptions(w http.ResponseWriter, r *http.Request) {
+	if err := f.sameSite(r); err != nil {
+		f.fail(w, r, err, 0, "")
+		return
+	}
+	respond(w, http.StatusCreated, f.options(forLogin))
+}
+
+// handleAddOptions is POST /auth/passkeys/options.
+func (f *Factor) handleAddOptions(w http.ResponseWriter, r *http.Request) {
+	l := loginOf(r)
+	has, err := f.store.factors(l.User.Name)
+	if err != nil {
+		f.fail(w, r, err, 0, "")
+		return
+	}
+	o := f.options(forAdding(l))
+	// No name of a person, since whoever has the authenticator can read it.
+	handle := sha256.Sum256([]byte("ringward user " + l.User.Name + " " + nanos(l.User.Created)))
+	o.UserID, o.Username = base64.RawURLEncoding.EncodeToString(handle[:]), l.User.Name
+	for _, p := range has.Passkeys {
+		o.Exclude = append(o.Exclude, p.ID)
+	}
+	respond(w, http.StatusCreated, o)
+}
+
+type passkeyView struct {
+	ID       string     `json:"id"`
+	Name     string     `json:"name"`
+	Created  time.Time  `json:"created"`
+	LastUsed *time.Time `json:"lastUsed"`
+}
+
+func viewPasskey(p Passkey) passkeyView {
+	return passkeyView{p.Key.handle(), p.Name, seconds(p.Created), orNull(p.Used)}
+}
+
+// handleAddPasskey is POST /auth/passkeys.
+func (f *Factor) handleAddPasskey(w http.ResponseWriter, r *http.Request) {
+	var name, id, clientData, authData, public string
+	if !readJSON(w, r, fields{"name": &name, "id": &id, "clientDataJSON": &clientData, "authenticatorData": &authData, "publicKey": &public}, nil) {
+		return
+	}
+	if problem := labelProblem(name); problem != "" {
+		respondError(w, http.StatusUnprocessableEntity, problem)
+		return
+	}
+	l, now := loginOf(r), time.Now()
+	c, err := f.readCeremony(r, "webauthn.create", forAdding(l), id, clientData, authData, now)
+	der, wrong := base64.RawURLEncoding.DecodeString(public)
+	if _, unknown := publicKey(der); err != nil || wrong != nil || unknown != nil {
+		respondError(w, http.StatusUnauthorized, passkeyRefused)
+		return
+	}
+	p := Passkey{Key: sha256.Sum256(c.credential), ID: id, Name: name, PublicKey: der, Count: c.count, Created: now}
+	err = recording(f.store, act(r, "passkey added", l.User.Name)).changeFactors(l.User, func(has *Factors) error {
+		if len(has.Passkeys) >= maxPasskeys {
+			return errTooMany
+		}
+		has.Passkeys = append(has.Passkeys, p)
+		return has.use(c.challenge, c.until, now)
+	}, sessionsAfter{})
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		respondError(w, http.StatusUnprocessableEntity, "This passkey is there already")
+	case errors.Is(err, errTooMany):
+		respondError(w, http.StatusUnprocessableEntity, "There are "+strconv.Itoa(maxPasskeys)+" passkeys already")
+	case err != nil:
+		f.fail(w, r, err, http.StatusUnauthorized, passkeyRefused)
+	default:
+		f.event(r, "passkey added", l.User.Name)
+		respond(w, http.StatusCreated, viewPasskey(p))
+	}
+}
+
+const passkeyRefused = "Passkey refused"
+
+// handleRemovePasskey is DELETE /auth/passkeys/{id}.
+func (f *Factor) handleRemovePasskey(w http.ResponseWriter, r *http.Request) {
+	err := recording(f.store, act(r, "passkey removed", UserOf(r))).changeFactors(loginOf(r).User, func(has *Factors) error {
+		i := slices.IndexFunc(has.Passkeys, func(p Passkey) bool { return p.Key.handle() == r.PathValue("id") })
+		if i < 0 {
+			return fs.ErrNotExist
+		}
+		has.Passkeys = slices.Delete(has.Passkeys, i, i+1)
+		return nil
+	}, sessionsAfter{})
+	if err != nil {
+		f.fail(w, r, err, http.StatusNotFound, "No such passkey")
+		return
+	}
+	f.event(r, "passkey removed", UserOf(r))
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// assertion is a passkey's answer, as the page sends it.
+type assertion struct{ id, clientData, authData, signature string }
+
+func (a *assertion) fields() fields {
+	return fields{"id": &a.id, "clientDataJSON": &a.clientData, "authenticatorData": &a.authData, "signature": &a.signature}
+}
+
+// usePasskey accepts a passkey's answer, once: then returns what that means for
+// the user's sessions. What is wrong with it is fs.ErrNotExist.
+func (f *Factor) usePasskey(r *http.Request, a assertion, now time.Time, then func(User) (sessionsAfter, error)) error {
+	c, err := f.readCeremony(r, "webauthn.get", forLogin, a.id, a.clientData, a.authData, now)
+	if err != nil {
+		return err
+	}
+	key := Key(sha256.Sum256(c.credential))
+	signature, err := base64.RawURLEncoding.DecodeString(a.signature)
+	if err != nil {
+		return errCeremony
+	}
+	u, err := f.store.passkeyUser(key)
+	if err != nil {
+		return err
+	}
+	has, err := f.store.factors(u.Name)
+	if err != nil {
+		return err
+	}
+	find := func(has Factors) int {
+		return slices.IndexFunc(has.Passkeys, func(p Passkey) bool { return p.Key == key })
+	}
+	i := find(has)
+	if i < 0 || !verifySignature(has.Passkeys[i].PublicKey, c.signed, signature) {
+		return errCeremony
+	}
+	verified := has.Passkeys[i].PublicKey
+	after, err := then(u)
+	if err != nil {
+		return err
+	}
+	store := f.store
+	if after.start.User != "" {
+		store = recording(f.store, act(r, "login ok", u.Name))
+	}
+	return store.changeFactors(u, func(has *Factors) error {
+		i := find(*has)
+		if i < 0 || !bytes.Equal(has.Passkeys[i].PublicKey, verified) {
+			return errCeremony
+		}
+		p := &has.Passkeys[i]
+		if (c.count > 0 || p.Count > 0) && c.count <= p.Count { // two authenticators have one key
+			f.event(r, "passkey counter went back", u.Name)
+			return errCeremony
+		}
+		p.Count, p.Used = c.count, now
+		return has.use(c.challenge, c.until, now)
+	}, after)
+}
+
+// handlePasskey is POST /auth/passkey: a login without name and password.
+func (f *Factor) handlePasskey(w http.ResponseWriter, r *http.Request) {
+	var a assertion
+	if !f.readSameSite(w, r, a.fields(), nil) {
+		return
+	}
+	now := time.Now()
+	var s Session
+	var id string
+	err := f.usePasskey(r, a, now, func(u User) (sessionsAfter, error) {
+		s, id = f.newSession(u.Name, r, now)
+		return sessionsAfter{over: f.sessionKeys(r), start: s}, nil
+	})
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			f.event(r, "passkey refused", s.User)
+		}
+		f.fail(w, r, err, http.StatusUnauthorized, passkeyRefused)
+		return
+	}
+	f.event(r, "login ok", s.User)
+	f.respondLoggedIn(w, r, s, id)
+}

@@ -1,0 +1,128 @@
+// totp.go: one-time codes of an authenticator app (RFC 6238) as functions of
+// seed and time, how a seed is kept, and recovery codes.
+package main
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+)
+
+const (
+	codeStep    = 30 // seconds that a code is shown
+	seedBytes   = 20 // as long as SHA-1, which is what all apps know (RFC 4226 section 4)
+	codeCount   = 8  // recovery codes of a user
+	maxCodeSize = 64 // bytes of what is taken for a code
+)
+
+var seedText = base32.StdEncoding.WithPadding(base32.NoPadding)
+
+// codeAt returns the code of a step.
+func codeAt(seed []byte, step int64) string {
+	mac := hmac.New(sha1.New, seed)
+	mac.Write(binary.BigEndian.AppendUint64(nil, uint64(step)))
+	sum := mac.Sum(nil)
+	value := binary.BigEndian.Uint32(sum[sum[len(sum)-1]&15:]) & 0x7FFFFFFF
+	return fmt.Sprintf("%06d", value%1_000_000)
+}
+
+// stepOf returns the step whose code this is, of the one that now is in and its
+// neighbours (RFC 6238 section 5.2), or 0.
+func stepOf(seed []byte, code string, now time.Time) (step int64) {
+	for at := now.Unix()/codeStep - 1; at <= now.Unix()/codeStep+1; at++ {
+		if hmac.Equal([]byte(codeAt(seed, at)), []byte(code)) {
+			step = at
+		}
+	}
+	return step
+}
+
+// appURI is what an authenticator app reads from the QR code.
+func appURI(issuer, user string, seed []byte) string {
+	return "otpauth://totp/" + url.PathEscape(issuer+":"+user) + "?secret=" + seedText.EncodeToString(seed) + "&issuer=" + url.QueryEscape(issuer)
+}
+
+// sealSeed encrypts a seed for the database, where only who has the key of the
+// server can read it, and only under the name of its user.
+func sealSeed(key *signingKey, user string, seed []byte) string {
+	box := seedBox(key)
+	nonce := make([]byte, box.NonceSize())
+	rand.Read(nonce)
+	return base64.RawStdEncoding.EncodeToString(box.Seal(nonce, nonce, seed, []byte(user)))
+}
+
+var errOtherKey = errors.New("the second factor was kept under another SECRET_KEY: put that one behind the comma, or use the command user factor reset")
+
+// openSeed also says whether an older key did it.
+func openSeed(keys []*signingKey, user, sealed string) (seed []byte, old bool, err error) {
+	text, err := base64.RawStdEncoding.DecodeString(sealed)
+	for i, key := range keys {
+		box := seedBox(key)
+		if err != nil || len(text) < box.NonceSize() {
+			return nil, false, errDamaged
+		}
+		n := box.NonceSize()
+		if seed, err := box.Open(nil, text[:n], text[n:], []byte(user)); err == nil {
+			return seed, i > 0, nil
+		}
+	}
+	return nil, false, errOtherKey
+}
+
+// derive makes a key for one purpose from one of the server's.
+func derive(key *signingKey, purpose string, n int) []byte {
+	derived, err := hkdf.Key(sha256.New, []byte(key.text), nil, purpose, n)
+	if err != nil {
+		panic(err) // a length that HKDF does not have
+	}
+	return derived
+}
+
+func seedBox(key *signingKey) cipher.AEAD {
+	block, err := aes.NewCipher(derive(key, "ringward totp seed", 32))
+	if err != nil {
+		panic(err) // a length that AES does not have
+	}
+	box, err := cipher.NewGCM(block)
+	if err != nil {
+		panic(err)
+	}
+	return box
+}
+
+// newRecoveryCodes returns codes of 120 bits each, and what is kept of them.
+func newRecoveryCodes(user string) (codes, hashes []string) {
+	for range codeCount {
+		var b [15]byte
+		rand.Read(b[:])
+		text := seedText.EncodeToString(b[:])
+		codes = append(codes, text[:6]+"-"+text[6:12]+"-"+text[12:18]+"-"+text[18:])
+		hashes = append(hashes, recoveryHash(user, text))
+	}
+	return codes, hashes
+}
+
+// recoveryHash is of what a person types, in small letters or with other
+// separators too.
+func recoveryHash(user, code string) string {
+	plain := strings.Map(func(c rune) rune {
+		if c == '-' || c == ' ' {
+			return -1
+		}
+		return c
+	}, strings.ToUpper(code))
+	sum := sha256.Sum256([]byte("recovery code of " + user + ": " + plain))
+	return base64.RawStdEncoding.EncodeToString(sum[:])
+}
