@@ -242,17 +242,6 @@ func (g *Gateway) handleContinue(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusSeeOther)
 }
 
-// unlessLoggedIn is for the login page: who is logged in goes on to next.
-func (g *Gateway) unlessLoggedIn(page http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, err := g.auth.check(r, time.Now()); err == nil {
-			g.handleContinue(w, r)
-			return
-		}
-		page.ServeHTTP(w, r)
-	})
-}
-
 // next is where a login may lead: a path of this host or, with a cookie domain,
 // an https URL under it. All else is "/". Browsers drop tabs and newlines and
 // take a backslash for a slash, so these are refused rather than escaped.
