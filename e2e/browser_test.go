@@ -61,6 +61,7 @@ type ringward struct {
 func start(t *testing.T, flags ...string) *ringward {
 	t.Helper()
 	s := newProgram(t).serve(flags...)
+	s.url = strings.Replace(s.url, "127.0.0.1", "localhost", 1) // as the link that a person opens
 	return &ringward{s, s.says("(" + inviting.String() + ")")}
 }
 
@@ -110,8 +111,8 @@ func (d *device) attach(ctx context.Context) {
 	d.do(chromedp.EmulateViewport(1280, 900))
 	_, err := chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{
 		Source: `addEventListener('securitypolicyviolation', e => console.error('CSP: ' + e.violatedDirective + ' ' + e.blockedURI))
-			window.shifted = 0
-			new PerformanceObserver(list => list.getEntries().forEach(e => shifted += e.value)).observe({type: 'layout-shift', buffered: true})`,
+			window.shifted = []
+			new PerformanceObserver(list => list.getEntries().forEach(e => shifted.push(e.sources.map(s => (s.node?.outerHTML || '').slice(0, 100))))).observe({type: 'layout-shift', buffered: true})`,
 	})
 	if err != nil {
 		d.t.Fatal(err)
@@ -311,7 +312,7 @@ func field(label string) string {
 
 func button(name string) string {
 	// While a dialog asks, the page behind it cannot be pressed.
-	return fmt.Sprintf(`//button[normalize-space()=%q or @aria-label=%q][ancestor::dialog or not(//dialog)]`, name, name)
+	return fmt.Sprintf(`//button[normalize-space()=%q or @aria-label=%q][ancestor::dialog or not(//dialog)][not(ancestor-or-self::*[@hidden])]`, name, name)
 }
 
 func node(xpath string) string {

@@ -45,7 +45,7 @@ import (
 const (
 	// patience is how long a test waits for what must come. It is only ever
 	// used up by a failure.
-	patience = 60 * time.Second
+	patience = 20 * time.Second
 
 	secretKey = "0123456789abcdef0123456789abcdef"
 	password  = "the eagles are coming at last"

@@ -73,11 +73,11 @@ func TestPageStory(t *testing.T) {
 	phone.at("/auth/account?from=phone")
 	phone.sees("Firefox on Linux")
 	phone.sees("Chrome on Linux")
-	phone.until(`document.querySelector('#devices li').innerText.match(/Firefox on Linux.*this device[^]*127\.0\.0\.1/)`)
+	phone.until(`document.querySelector('#devices li').innerText.match(/Firefox on Linux[^]*this device[^]*127\.0\.0\.1/)`)
 
 	laptop.open("/auth/account")
 	laptop.until(`document.querySelectorAll('#devices li').length === 2`)
-	laptop.press("End Firefox on Linux, 127.0.0.1")
+	laptop.press("Log out Firefox on Linux, 127.0.0.1")
 	laptop.sees("Firefox on Linux is logged out.")
 	laptop.until(`document.querySelectorAll('#devices li').length === 1`)
 	laptop.focusOn(button("Log out here"))
@@ -89,7 +89,7 @@ func TestPageStory(t *testing.T) {
 
 	// One's own end is the login page, and all devices can be ended at once.
 	laptop.press("Log out here")
-	laptop.at("/auth/login")
+	laptop.at("/auth/login?out")
 	laptop.login("frodo", password)
 	laptop.at("/")
 	phone.do(chromedp.Reload())
@@ -98,7 +98,7 @@ func TestPageStory(t *testing.T) {
 	phone.press("Cancel")
 	phone.press("Log out everywhere")
 	phone.press("Log out everywhere")
-	phone.at("/auth/login")
+	phone.at("/auth/login?out")
 	laptop.do(chromedp.Reload())
 	laptop.at("/auth/login?next=%2F")
 }
@@ -177,7 +177,7 @@ func TestPagePassword(t *testing.T) {
 	other.do(chromedp.Reload())
 	other.at("/auth/login?next=%2F")
 	d.press("Log out")
-	d.at("/auth/login")
+	d.at("/auth/login?out")
 	d.login("frodo", password)
 	d.errorBeside("Password", "Username or password is wrong")
 	d.login("frodo", better)
@@ -188,12 +188,18 @@ func TestPageToken(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
 	d.become("frodo")
-	d.refused("422 /auth/tokens")
+	d.refused("422 /auth/tokens", "403 /auth/tokens", "403 /auth/confirm")
 	d.open("/auth/account")
 	d.press("Make token")
 	d.errorBeside("Name", "Name is missing.")
 	d.fill("Name", "backup")
 	d.press("Make token")
+	d.sees("Confirm that it is you")
+	d.fill("Your password", "not mine")
+	d.press("Confirm")
+	d.sees("password is wrong")
+	d.fill("Your password", password)
+	d.press("Confirm")
 	d.sees("Copy this token now.")
 	d.focusOn(field("New token"))
 	token := d.eval(node(field("New token")) + `.value`)
@@ -219,7 +225,7 @@ func TestPageToken(t *testing.T) {
 	if page := d.eval(`document.documentElement.outerHTML + [...document.querySelectorAll('input')].map(i => i.value)`); strings.Contains(page, token) {
 		t.Error("the token is there a second time")
 	}
-	d.until(`document.querySelector('#tokens').innerText.match(/ · made .* · works until /) && !document.querySelector('#tokens').innerText.match(/not used yet/)`)
+	d.until(`document.querySelector('#tokens').innerText.match(/ · made .* · expires /) && !document.querySelector('#tokens').innerText.match(/not used yet/)`)
 	d.press("Revoke backup")
 	d.press("Revoke")
 	d.sees("backup is revoked.")
@@ -405,7 +411,7 @@ func TestPageLostSession(t *testing.T) {
 	d.fill("Bearer", "Bombadil")
 	other.press("Log out everywhere")
 	other.press("Log out everywhere")
-	other.at("/auth/login")
+	other.at("/auth/login?out")
 	d.press("Add")
 	d.sees("Your session has ended, nothing was changed. What you typed is still here.")
 	d.until(`document.querySelector('[role=alert] a') === document.activeElement`)
@@ -429,7 +435,7 @@ func TestPageLostSession(t *testing.T) {
 	beside.open("/auth/account")
 	beside.press("Log out everywhere")
 	beside.press("Log out everywhere")
-	beside.at("/auth/login")
+	beside.at("/auth/login?out")
 	d.press("Save")
 	d.refused("401 /ringsofpower/1")
 	d.sees("Your session has ended")
@@ -452,7 +458,7 @@ func TestPageBackAfterLogout(t *testing.T) {
 	d.do(chromedp.Navigate(rw.url + "/"))
 	d.at("/")
 	d.press("Log out")
-	d.at("/auth/login")
+	d.at("/auth/login?out")
 	d.do(chromedp.NavigateBack())
 	d.at("/auth/login?next=%2Fauth%2Faccount")
 	d.seesNot("frodo")
@@ -545,6 +551,7 @@ func TestPageServerAway(t *testing.T) {
 func TestPageKeyboard(t *testing.T) {
 	rw := start(t)
 	d := rw.device()
+	d.refused("403 /auth/tokens")
 	d.become("frodo")
 	d.eval(`fetch('/auth/session', {method: 'DELETE'})`)
 	d.open("/auth/login")
@@ -602,10 +609,12 @@ func TestPageKeyboard(t *testing.T) {
 	d.sees("Your password is changed.")
 	tabTo(field("Name"))
 	d.do(chromedp.KeyEvent("cron"))
-	tabTo(field("Works for"))
+	tabTo(field("Expires"))
 	d.do(chromedp.KeyEvent(kb.ArrowDown))
 	tabTo(button("Make token"))
 	d.do(space)
+	d.focusOn(field("Your password"))
+	d.do(chromedp.KeyEvent("speak friend and enter, 3 times"), enter)
 	d.focusOn(field("New token"))
 	tabTo(button("Copy"))
 	d.do(enter)
@@ -619,7 +628,7 @@ func TestPageKeyboard(t *testing.T) {
 	d.sees("cron is revoked.")
 	tabTo(button("Log out"))
 	d.do(enter)
-	d.at("/auth/login")
+	d.at("/auth/login?out")
 }
 
 // Every page, in every state that axe can look at, on a phone, at 200 % zoom
@@ -661,7 +670,7 @@ func TestPageAxe(t *testing.T) {
 			}
 		}
 	}
-	d.refused("404 /auth/invites/", "401 /auth/session", "403 /auth/password", "401 /ringsofpower")
+	d.refused("404 /auth/invites/", "401 /auth/session", "403 /auth/password", "403 /auth/tokens", "401 /ringsofpower")
 
 	d.open("/auth/invite#nothing")
 	look("dead invite")
@@ -680,12 +689,16 @@ func TestPageAxe(t *testing.T) {
 	d.press("Change password")
 	look("account, nothing typed")
 	d.fill("Current password", "not the current one")
-	d.fill("New password", "not the current one")
+	d.fill("New password", "nor the one to come")
 	d.press("Change password")
 	d.errorBeside("Current password", "wrong")
 	look("account, wrong password")
 	d.fill("Name", strings.Repeat("w", 64))
 	d.press("Make token")
+	d.sees("Confirm that it is you")
+	look("account, to be confirmed")
+	d.fill("Your password", password)
+	d.press("Confirm")
 	d.sees("Copy this token now.")
 	look("account, new token")
 	d.press("Copy")
@@ -738,14 +751,14 @@ func TestPageStill(t *testing.T) {
 			d.until(`!document.querySelector('#wait')`)
 			// Two frames later all that was drawn has been measured.
 			d.eval(`new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))`)
-			if moved := d.eval(`shifted`); moved != "0" {
-				t.Errorf("%s, %d wide: the layout shifts by %s", path, width, moved)
+			if moved := d.eval(`shifted.join('\n')`); moved != "" {
+				t.Errorf("%s, %d wide: the layout shifts: %s", path, width, moved)
 			}
 		}
 		still("/")
 		still("/auth/account")
 		d.press("Log out")
-		d.at("/auth/login")
+		d.at("/auth/login?out")
 		still("/auth/login")
 		d = other.device()
 		d.resize(width, 900)
@@ -754,19 +767,26 @@ func TestPageStill(t *testing.T) {
 	}
 }
 
-// Without its script a page says what it lacks.
+// Without its script one can log in, and each other page says what it lacks.
 func TestPageWithoutScript(t *testing.T) {
 	rw := start(t)
+	rw.device().become("frodo")
 	d := rw.device()
 	d.do(chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
 		_, err := chromedp.Call(ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
 		return err
 	}))
-	for _, path := range []string{"/auth/login", "/auth/invite#x"} {
-		d.do(chromedp.Navigate(rw.url + path))
-		d.sees("This page needs JavaScript.")
-		// Nothing can be sent, so no password ends up in an address.
-		d.until(`document.querySelector('[type=submit]').disabled`)
+	d.refused("401 /auth/login")
+	d.do(chromedp.Navigate(rw.url + "/auth/account"))
+	d.at("/auth/login?next=%2Fauth%2Faccount")
+	d.login("frodo", "no")
+	d.sees("Username or password is wrong")
+	d.until(`document.querySelector('#username').value === 'frodo'`)
+	d.login("frodo", password)
+	for _, path := range []string{"/auth/account", "/", "/auth/invite"} {
+		d.until(`location.pathname === %s && document.readyState === 'complete'`, js(path))
+		d.sees("needs JavaScript")
+		d.do(chromedp.Navigate(rw.url + map[string]string{"/auth/account": "/", "/": "/auth/invite", "/auth/invite": "/"}[path]))
 	}
 }
 
@@ -794,7 +814,7 @@ func TestPageWeight(t *testing.T) {
 	weigh("/")
 	weigh("/auth/account")
 	d.press("Log out")
-	d.at("/auth/login")
+	d.at("/auth/login?out")
 	weigh("/auth/login")
 }
 

@@ -69,7 +69,7 @@ function notice(kind, ...words) {
 	$('notice').role = kind ? 'alert' : 'status'
 	$('notice').replaceChildren(...words)
 	if (!words.length) return
-	$('notice').append(h('button', {type: 'button', className: 'plain close', ariaLabel: 'Close', onclick: () => notice('')}, '×'))
+	$('notice').append(h('button', {type: 'button', className: 'plain close', ariaLabel: 'Close', onclick: () => notice('')}))
 	if (!kind) noticeEnds = setTimeout(notice, 8000, '')
 }
 
@@ -644,7 +644,6 @@ async function start() {
 				await api('DELETE', '/auth/session')
 				return leave('/auth/login?out')
 			})
-			$('logout').hidden = false
 			user = $('who').textContent = (await api('GET', '/auth/session')).username
 		}
 		focus = await pages[page]()
