@@ -2,6 +2,8 @@
 // bytes only, error correction M, versions 1 to 10, which is 213 bytes.
 package main
 
+const maxQR = 213 // bytes
+
 // qrVersions has, for each version, the error correction codewords of a block,
 // how many blocks there are, the data codewords of the first, how many of the
 // last have one more, and the rows and columns of the alignment patterns.

@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -49,9 +50,17 @@ func stepOf(seed []byte, code string, now time.Time) (step int64) {
 	return step
 }
 
-// appURI is what an authenticator app reads from the QR code.
+// appURI is what an authenticator app reads from the QR code. The issuer loses
+// its end where the code cannot hold it all.
 func appURI(issuer, user string, seed []byte) string {
-	return "otpauth://totp/" + url.PathEscape(issuer+":"+user) + "?secret=" + seedText.EncodeToString(seed) + "&issuer=" + url.QueryEscape(issuer)
+	// A colon would end it, and some apps show a plus as it is.
+	escaped := strings.ReplaceAll(url.QueryEscape(strings.ReplaceAll(issuer, ":", " ")), "+", "%20")
+	uri := "otpauth://totp/" + escaped + ":" + user + "?secret=" + seedText.EncodeToString(seed) + "&issuer=" + escaped
+	if len(uri) > maxQR {
+		_, last := utf8.DecodeLastRuneInString(issuer)
+		return appURI(issuer[:len(issuer)-last], user, seed)
+	}
+	return uri
 }
 
 // sealSeed encrypts a seed for the database, where only who has the key of the
