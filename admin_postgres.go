@@ -174,7 +174,10 @@ func (p *pgStore) passkeyUser(k Key) (u User, err error) {
 
 func (p *pgStore) changeFactors(was User, change func(*Factors) error, after sessionsAfter) error {
 	return p.together(func(c *pgCall) {
-		c.lockVerified(was)
+		var u User
+		c.scan(u.columns(), selectUser+` for update`, was.Name)
+		was.Created = micros(was.Created)
+		c.require(u.same(was))
 		has := c.factors(was.Name)
 		if c.err == nil {
 			c.err = change(&has)

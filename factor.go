@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -52,10 +53,9 @@ type factorStore interface {
 	everybodysFactors() (map[string]Factors, error)
 	// passkeyUser returns whose passkey that is. They are not disabled.
 	passkeyUser(k Key) (User, error)
-	// changeFactors has change change the factors of a user who is unchanged as
-	// in login, and keeps them, unless change returns an error. It is
-	// fs.ErrExist where a passkey is somebody else's. change may run more than
-	// once.
+	// changeFactors has change change the factors of a user who is still the
+	// same, and keeps them, unless change returns an error. It is fs.ErrExist
+	// where a passkey is somebody else's. change may run more than once.
 	changeFactors(was User, change func(*Factors) error, after sessionsAfter) error
 }
 
@@ -125,7 +125,11 @@ func (b *BoltStore) passkeyUser(k Key) (u User, err error) {
 
 func (b *BoltStore) changeFactors(was User, change func(*Factors) error, after sessionsAfter) error {
 	return b.update(func(tx *bolt.Tx) error {
-		if _, err := getUnchanged(tx, was); err != nil {
+		u, err := getUser(tx, was.Name)
+		if err == nil && !u.same(was) {
+			err = fs.ErrNotExist
+		}
+		if err != nil {
 			return err
 		}
 		old, err := getFactors(tx, was.Name)
@@ -147,6 +151,12 @@ func (b *BoltStore) changeFactors(was User, change func(*Factors) error, after s
 		}
 		return startSession(tx, after.start)
 	})
+}
+
+// same says whether a user who was read before has neither another password nor
+// been disabled or enabled since. It is false for another of the name.
+func (u User) same(was User) bool {
+	return u.Hash == was.Hash && u.Disabled == was.Disabled && u.Created.Equal(was.Created)
 }
 
 // clone shares nothing with f.
@@ -318,13 +328,13 @@ func (f *Factor) handleApp(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPut {
 		step, required = f.acceptApp, fields{"code": &code}
 	}
-	if (required != nil || r.Body != http.NoBody) && !readJSON(w, r, required, fields{"pending": &pending}) {
+	if (required != nil || r.ContentLength != 0) && !readJSON(w, r, required, fields{"pending": &pending}) {
 		return
 	}
 	if pending == "" {
 		f.requireProof(func(w http.ResponseWriter, r *http.Request) {
 			l := loginOf(r)
-			step(w, r, l.User, l.id.id, code)
+			step(w, r, enrolment{l.User, l.id.id, false}, code)
 		}).ServeHTTP(w, r)
 		return
 	}
@@ -333,7 +343,14 @@ func (f *Factor) handleApp(w http.ResponseWriter, r *http.Request) {
 		f.fail(w, r, err, 0, "")
 		return
 	}
-	step(w, r, u, pending, code)
+	step(w, r, enrolment{u, pending, true}, code)
+}
+
+// enrolment is one that is under way.
+type enrolment struct {
+	User
+	secret string // session or pending login, which offers one seed
+	first  bool   // there must be no app yet
 }
 
 // handleConfirm is POST /auth/confirm, with a password or a passkey.
@@ -363,15 +380,15 @@ func (f *Factor) handleConfirm(w http.ResponseWriter, r *http.Request) {
 	f.respondConfirmed(w, r, l)
 }
 
-// offeredSeed is one for one session or pending login, so that nothing has to
-// be kept of an offer.
-func (f *Factor) offeredSeed(secret string) []byte {
-	return derive(f.keys[0], "ringward totp offer "+secret, seedBytes)
+// seed is one for one session or pending login, so that nothing has to be kept
+// of an offer.
+func (e enrolment) seed(f *Factor) []byte {
+	return derive(f.keys[0], "ringward totp offer "+e.secret, seedBytes)
 }
 
-func (f *Factor) offerApp(w http.ResponseWriter, r *http.Request, u User, secret, _ string) {
-	seed := f.offeredSeed(secret)
-	uri := appURI(f.issuer, u.Name, seed)
+func (f *Factor) offerApp(w http.ResponseWriter, r *http.Request, e enrolment, _ string) {
+	seed := e.seed(f)
+	uri := appURI(f.issuer, e.Name, seed)
 	respond(w, http.StatusCreated, struct {
 		Secret string   `json:"secret"`
 		URI    string   `json:"uri"`
@@ -379,26 +396,29 @@ func (f *Factor) offerApp(w http.ResponseWriter, r *http.Request, u User, secret
 	}{seedText.EncodeToString(seed), uri, qrCode(uri)})
 }
 
-func (f *Factor) acceptApp(w http.ResponseWriter, r *http.Request, u User, secret, code string) {
-	now := time.Now()
-	seed := f.offeredSeed(secret)
+func (f *Factor) acceptApp(w http.ResponseWriter, r *http.Request, e enrolment, code string) {
+	now, seed := time.Now(), e.seed(f)
 	step := stepOf(seed, plainCode(code), now)
 	if step == 0 {
 		respondError(w, http.StatusForbidden, wrongCode)
 		return
 	}
-	codes, hashes := newRecoveryCodes(u.Name)
-	s, id := f.newSession(u.Name, r, now)
-	err := recording(f.store, act(r, "second factor set up", u.Name)).changeFactors(u, func(has *Factors) error {
-		has.Seed, has.Created, has.Step, has.Codes = sealSeed(f.keys[0], u.Name, seed), now, step, hashes
+	codes, hashes := newRecoveryCodes(e.Name)
+	s, id := f.newSession(e.Name, r, now)
+	err := recording(f.store, act(r, "second factor set up", e.Name)).changeFactors(e.User, func(has *Factors) error {
+		kept, _, _ := openSeed(f.keys, e.Name, has.Seed)
+		if bytes.Equal(kept, seed) || e.first && has.Seed != "" { // it was accepted a moment ago
+			return fs.ErrNotExist
+		}
+		has.Seed, has.Created, has.Step, has.Codes = sealSeed(f.keys[0], e.Name, seed), now, step, hashes
 		return nil
 	}, sessionsAfter{ends: []kind{kindSession}, start: s})
 	if err != nil {
 		f.fail(w, r, err, pendingOver.status, pendingOver.title)
 		return
 	}
-	f.seen(r, u.Name)
-	f.event(r, "second factor set up", u.Name)
+	f.seen(r, e.Name)
+	f.event(r, "second factor set up", e.Name)
 	f.setCookie(w, id, s, now)
 	respond(w, http.StatusOK, recoveryCodes{codes})
 }

@@ -69,14 +69,14 @@ func FuzzCode(f *testing.F) {
 	f.Add(strings.ToLower(codes[1]))
 	f.Add(hashes[0])
 	f.Add("\x00\xff")
-	letters := regexp.MustCompile(`[^A-Za-z0-9+/=]`)
+	letters := regexp.MustCompile(`[^A-Z0-9+/=]`)
 	f.Fuzz(func(t *testing.T, sent string) {
 		code := plainCode(sent)
 		if step := stepOf(seed, code, now); step != 0 && (codeAt(seed, step) != code || step < 999_999 || step > 1_000_001) {
 			t.Errorf("%q is the code of step %d", sent, step)
 		}
 		if i := slices.Index(hashes, recoveryHash("frodo", code)); i >= 0 {
-			if plain := strings.ToUpper(letters.ReplaceAllString(sent, "")); plain != strings.ReplaceAll(codes[i], "-", "") {
+			if plain := letters.ReplaceAllString(strings.ToUpper(sent), ""); !strings.HasPrefix(plain, strings.ReplaceAll(codes[i], "-", "")) {
 				t.Errorf("%q is taken for %q", sent, codes[i])
 			}
 		}
