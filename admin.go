@@ -85,7 +85,7 @@ func (b *BoltStore) addUsers(all []User, apps map[string]Factors, act Act) (adde
 		for i, u := range all {
 			err := addUser(tx, u)
 			if app, ok := apps[u.Name]; ok && err == nil {
-				err = putFactors(tx, u.Name, Factors{}, app)
+				err = putFactors(tx, u.Name, app)
 			}
 			if act.User = u.Name; err == nil {
 				err = record(tx, act)
@@ -108,10 +108,7 @@ func (b *BoltStore) removeUser(name string) error {
 		if err := dropOwned(tx, name, kindSession, kindToken, kindInvite); err != nil {
 			return err
 		}
-		has, err := getFactors(tx, name)
-		if err == nil {
-			err = putFactors(tx, name, has, Factors{})
-		}
+		err := putFactors(tx, name, Factors{})
 		if err == nil {
 			err = tx.Bucket(bucketFactors).Delete([]byte(name))
 		}

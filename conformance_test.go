@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -61,6 +62,11 @@ func conformance(t *testing.T, open func(*testing.T) fullStore) {
 		{"one of many accepts an invite", conformed.testAcceptInviteRace},
 		{"the first user", conformed.testFirstUser},
 		{"one of many is the first user", conformed.testFirstUserRace},
+		{"factors", conformed.testFactors},
+		{"factors and sessions", conformed.testFactorSessions},
+		{"a code or challenge is used once", conformed.testCodeRace},
+		{"passkeys", conformed.testPasskeys},
+		{"acts", conformed.testActs},
 		{"everything at once", conformed.testEverything},
 		{"rings", conformed.testRings},
 		{"ring ids are never used again", conformed.testRingIDs},
@@ -1029,6 +1035,10 @@ func (c conformed) testEverything() {
 				c.renew(kept, now, now, now.Add(time.Hour)),
 				c.setPassword(u, fmt.Sprint(n, round), newSession(name, now)),
 				c.acceptInvite(i.Key, now, User{Hash: fmt.Sprint(n)}, newSession(name, now), []Key{kept}),
+				recording(c.fullStore, Act{At: now, User: name}).changeFactors(u, func(f *Factors) error {
+					f.Passkeys = []Passkey{newPasskey("laptop")}
+					return nil
+				}, sessionsAfter{ends: []kind{kindToken}, over: []Key{kept}, start: newSession(name, now)}),
 			} {
 				if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errTooMany) {
 					return err
@@ -1195,5 +1205,203 @@ func (c conformed) testOwned() {
 			c.Fatalf("tokens: %+v, %v", tokens, err)
 		}
 		tokens[0] = Token{}
+	}
+}
+
+// change changes a user's factors.
+func (c conformed) change(u User, change func(*Factors)) {
+	c.Helper()
+	c.must(c.changeFactors(u, func(f *Factors) error { change(f); return nil }, sessionsAfter{}))
+}
+
+func newPasskey(name string) Passkey {
+	return Passkey{Key: newKey(), ID: "id", Name: name, PublicKey: []byte{1, 0, 2}, Count: 1 << 31, Created: noon, Used: noon.Add(time.Hour)}
+}
+
+func (c conformed) testFactors() {
+	frodo, sam := c.add("frodo"), c.add("sam")
+	for _, name := range []string{"frodo", "gollum"} {
+		if has, err := c.factors(name); err != nil || !reflect.DeepEqual(has, Factors{}) {
+			c.Errorf("%s, who has none: %+v, %v", name, has, err)
+		}
+	}
+	want := Factors{Seed: "sealed", Created: noon.Add(123), Step: 1 << 40, Codes: []string{"a", "b"}, Passkeys: []Passkey{newPasskey("laptop"), newPasskey("ß")}}
+	c.must(want.use("a challenge", noon.Add(time.Minute), noon))
+	c.change(frodo, func(f *Factors) { *f = want })
+	got, err := c.factors("frodo")
+	if err != nil || !reflect.DeepEqual(got, want) {
+		c.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	refused := errors.New("refused")
+	c.is("a change that is refused", c.changeFactors(frodo, func(f *Factors) error {
+		f.Codes, f.Passkeys, f.Seed = f.Codes[:1], nil, "other"
+		return refused
+	}, sessionsAfter{}), refused)
+	if got, err := c.factors("frodo"); err != nil || !reflect.DeepEqual(got, want) {
+		c.Errorf("after a change that was refused: %+v, %v", got, err)
+	}
+	all, err := c.everybodysFactors()
+	if err != nil || len(all) != 1 || !reflect.DeepEqual(all["frodo"], want) {
+		c.Errorf("everybody's: %+v, %v", all, err)
+	}
+	other, again := frodo, frodo
+	other.Hash, again.Created = "replaced", noon.Add(time.Second)
+	for what, was := range map[string]User{"another password": other, "another of the name": again, "nobody": {Name: "gollum"}} {
+		c.is(what, c.changeFactors(was, func(f *Factors) error { f.Step++; return nil }, sessionsAfter{}), fs.ErrNotExist)
+	}
+	c.must(c.disableUser("frodo", true))
+	c.is("disabled meanwhile", c.changeFactors(frodo, func(f *Factors) error { return nil }, sessionsAfter{start: newSession("frodo", noon)}), fs.ErrNotExist)
+	disabled, err := c.user("frodo")
+	c.must(err)
+	c.change(disabled, func(f *Factors) { *f = Factors{} })
+	c.must(c.disableUser("frodo", false))
+	c.is("enabled meanwhile", c.changeFactors(disabled, func(f *Factors) error { return nil }, sessionsAfter{}), fs.ErrNotExist)
+	c.change(sam, func(f *Factors) { f.Codes = []string{"sam's"} })
+	if got, err := c.factors("frodo"); err != nil || got.Seed != "" || len(got.Passkeys)+len(got.Codes) != 0 {
+		c.Errorf("after a reset: %+v, %v", got, err)
+	}
+}
+
+// What a change of factors means for who is logged in.
+func (c conformed) testFactorSessions() {
+	frodo, sam := c.add("frodo"), c.add("sam")
+	first, second, others := c.in(frodo, noon), c.in(frodo, noon), c.in(sam, noon)
+	token := c.addNewToken("frodo", "t")
+	fresh := newSession("frodo", noon)
+	nothing := func(*Factors) error { return nil }
+	c.must(c.changeFactors(frodo, nothing, sessionsAfter{over: []Key{first.Key, newKey()}, start: fresh}))
+	c.isLive("the one before", first.Key, noon, false)
+	c.isLive("another", second.Key, noon, true)
+	c.isLive("the fresh one", fresh.Key, noon, true)
+	c.is("a change that is refused", c.changeFactors(frodo, func(*Factors) error { return errTooMany },
+		sessionsAfter{ends: []kind{kindSession}, start: first}), errTooMany)
+	c.isLive("after that", fresh.Key, noon, true)
+	c.isLive("what it would have started", first.Key, noon, false)
+	last := newSession("frodo", noon)
+	c.must(c.changeFactors(frodo, nothing, sessionsAfter{ends: []kind{kindSession}, start: last}))
+	for _, s := range []Session{second, fresh} {
+		c.isLive("all of them", s.Key, noon, false)
+	}
+	c.isLive("the last", last.Key, noon, true)
+	_, _, err := c.token(token.Key, noon)
+	c.is("a token goes on", err, nil)
+	c.must(c.changeFactors(frodo, nothing, sessionsAfter{ends: []kind{kindSession, kindToken}}))
+	_, _, err = c.token(token.Key, noon)
+	c.is("until it is ended too", err, fs.ErrNotExist)
+	c.isLive("and the last", last.Key, noon, false)
+	c.isLive("another user's", others.Key, noon, true)
+}
+
+// One code at once, from as many requests as there are, is one session.
+func (c conformed) testCodeRace() {
+	frodo := c.add("frodo")
+	c.change(frodo, func(f *Factors) { f.Seed, f.Codes = "s", []string{"one", "two"} })
+	for round := range 3 {
+		ok := c.together(30, func(int) error {
+			return c.changeFactors(frodo, func(f *Factors) error {
+				if f.Step > int64(round) {
+					return fs.ErrNotExist
+				}
+				f.Step = int64(round) + 1
+				return nil
+			}, sessionsAfter{start: newSession("frodo", noon)})
+		}, fs.ErrNotExist)
+		if live, err := c.sessions("frodo", noon); err != nil || ok != 1 || len(live) != round+1 {
+			c.Fatalf("round %d: %d succeeded, %d sessions, %v", round, ok, len(live), err)
+		}
+	}
+	ok := c.together(30, func(int) error {
+		return c.changeFactors(frodo, func(f *Factors) error { return f.use("a challenge", noon.Add(time.Minute), noon) }, sessionsAfter{})
+	}, fs.ErrNotExist)
+	if ok != 1 {
+		c.Errorf("a challenge was used %d times", ok)
+	}
+}
+
+func (c conformed) testPasskeys() {
+	frodo, sam := c.add("frodo"), c.add("sam")
+	first, second := newPasskey("first"), newPasskey("second")
+	owner := func(what string, p Passkey, want string) {
+		c.Helper()
+		u, err := c.passkeyUser(p.Key)
+		if want == "" {
+			c.is(what, err, fs.ErrNotExist)
+		} else if err != nil || u.Name != want || u.Hash != "hash of "+want {
+			c.Errorf("%s: got %+v, %v, want %s", what, u, err, want)
+		}
+	}
+	owner("not added", first, "")
+	c.change(frodo, func(f *Factors) { f.Passkeys = []Passkey{first, second} })
+	owner("added", first, "frodo")
+	theft := func(f *Factors) error { f.Passkeys = append(f.Passkeys, newPasskey("own"), second); return nil }
+	c.is("another user's", c.changeFactors(sam, theft, sessionsAfter{}), fs.ErrExist)
+	if has, err := c.factors("sam"); err != nil || len(has.Passkeys) != 0 {
+		c.Errorf("after that: %+v, %v", has, err)
+	}
+	c.is("twice", c.changeFactors(frodo, func(f *Factors) error { f.Passkeys = append(f.Passkeys, first); return nil }, sessionsAfter{}), fs.ErrExist)
+	owner("after that", second, "frodo")
+	c.change(frodo, func(f *Factors) { f.Passkeys = f.Passkeys[1:] })
+	owner("removed", first, "")
+	owner("left", second, "frodo")
+	c.change(sam, func(f *Factors) { f.Passkeys = []Passkey{first} })
+	owner("free for another", first, "sam")
+	c.must(c.disableUser("frodo", true))
+	owner("of a disabled user", second, "")
+	c.must(c.disableUser("frodo", false))
+	owner("of an enabled one", second, "frodo")
+	c.must(c.removeUser("frodo"))
+	owner("of a removed one", second, "")
+	if all, err := c.everybodysFactors(); err != nil || len(all) != 1 {
+		c.Errorf("everybody's: %+v, %v", all, err)
+	}
+	c.add("frodo")
+	if has, err := c.factors("frodo"); err != nil || !reflect.DeepEqual(has, Factors{}) {
+		c.Errorf("of a new user of the name: %+v, %v", has, err)
+	}
+	owner("of that one", second, "")
+	added, err := c.addUsers([]User{{Name: "merry", Hash: "m", Created: noon}, {Name: "sam", Hash: "x", Created: noon}},
+		map[string]Factors{"merry": {Seed: "merry's"}, "sam": {Seed: "theft"}}, Act{At: noon})
+	if err != nil || !slices.Equal(added, []bool{true, false}) {
+		c.Errorf("added %v, %v", added, err)
+	}
+	for name, want := range map[string]string{"merry": "merry's", "sam": ""} {
+		if has, err := c.factors(name); err != nil || has.Seed != want {
+			c.Errorf("%s: %+v, %v", name, has, err)
+		}
+	}
+}
+
+// What is recorded is what was done, in the transaction that did it.
+func (c conformed) testActs() {
+	act := func(what, user string) Act {
+		return Act{At: noon, User: user, By: "operator", What: what, Addr: "192.0.2.1"}
+	}
+	frodo := User{Name: "frodo", Hash: "hash of frodo", Created: noon}
+	c.must(recording(c.fullStore, act("added", "frodo")).addUser(frodo))
+	c.is("a name that is taken", recording(c.fullStore, act("added again", "frodo")).addUser(frodo), fs.ErrExist)
+	none := sessionsAfter{}
+	c.must(recording(c.fullStore, act("factor", "frodo")).changeFactors(frodo, func(f *Factors) error { f.Step = 7; return nil }, none))
+	c.is("refused", recording(c.fullStore, act("refused", "frodo")).changeFactors(frodo, func(*Factors) error { return fs.ErrNotExist }, none), fs.ErrNotExist)
+	c.must(recording(c.fullStore, act("ended", "frodo")).endSessions(newKey()))
+	c.must(c.endSessions(newKey())) // by nobody
+	_, err := c.addUsers([]User{{Name: "sam", Created: noon}, frodo}, nil, act("imported", ""))
+	c.must(err)
+	c.must(recording(c.fullStore, act("copied", "")).nothing())
+	c.must(recording(c.fullStore, act("removed", "frodo")).removeUser("frodo"))
+	for user, want := range map[string][]string{"frodo": {"added", "factor", "ended", "removed"}, "sam": {"imported"}, "merry": nil,
+		"": {"added", "factor", "ended", "imported", "copied", "removed"}} {
+		all, err := c.acts(user)
+		c.must(err)
+		var got []string
+		for _, a := range all {
+			got = append(got, a.What)
+			whole := act(a.What, a.User)
+			if a != whole || user != "" && a.User != user {
+				c.Errorf("got %+v, want %+v", a, whole)
+			}
+		}
+		if !slices.Equal(got, want) {
+			c.Errorf("of %q: got %q, want %q", user, got, want)
+		}
 	}
 }

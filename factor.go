@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -28,12 +29,8 @@ type Factors struct {
 	Step     int64     `json:"step"`           // whose code was accepted last: none up to it is accepted again
 	Codes    []string  `json:"codes"`          // recoveryHash of those that are left
 	Passkeys []Passkey `json:"passkeys"`
-	Used     []used    `json:"used"` // challenges that would still count
-}
-
-type used struct {
-	Challenge Key       `json:"challenge"` // SHA-256
-	Until     time.Time `json:"until"`
+	// Used has the challenges that would still count, and until when.
+	Used map[string]time.Time `json:"used"`
 }
 
 // sessionsAfter is what a change of factors means for who is logged in.
@@ -69,7 +66,11 @@ func getFactors(tx *bolt.Tx, user string) (f Factors, err error) {
 }
 
 // putFactors also keeps the index of passkeys.
-func putFactors(tx *bolt.Tx, user string, old, f Factors) error {
+func putFactors(tx *bolt.Tx, user string, f Factors) error {
+	old, err := getFactors(tx, user)
+	if err != nil {
+		return err
+	}
 	index := tx.Bucket(bucketPasskeys)
 	for _, p := range old.Passkeys {
 		if err := index.Delete(p.Key[:]); err != nil {
@@ -132,15 +133,14 @@ func (b *BoltStore) changeFactors(was User, change func(*Factors) error, after s
 		if err != nil {
 			return err
 		}
-		old, err := getFactors(tx, was.Name)
+		f, err := getFactors(tx, was.Name)
+		if err == nil {
+			err = change(&f)
+		}
 		if err != nil {
 			return err
 		}
-		f := old.clone()
-		if err := change(&f); err != nil {
-			return err
-		}
-		if err := putFactors(tx, was.Name, old, f); err != nil {
+		if err := putFactors(tx, was.Name, f); err != nil {
 			return err
 		}
 		if err := dropOwned(tx, was.Name, after.ends...); err != nil {
@@ -159,19 +159,21 @@ func (u User) same(was User) bool {
 	return u.Hash == was.Hash && u.Disabled == was.Disabled && u.Created.Equal(was.Created)
 }
 
-// clone shares nothing with f.
-func (f Factors) clone() Factors {
-	f.Codes, f.Passkeys, f.Used = slices.Clone(f.Codes), slices.Clone(f.Passkeys), slices.Clone(f.Used)
-	return f
-}
+const maxUsed = 1000 // challenges of one user that would still count
 
 // use makes a challenge count no more; it is fs.ErrNotExist the second time.
-func (f *Factors) use(challenge Key, until, now time.Time) error {
-	if slices.ContainsFunc(f.Used, func(u used) bool { return u.Challenge == challenge }) {
+func (f *Factors) use(challenge string, until, now time.Time) error {
+	if _, again := f.Used[challenge]; again {
 		return fs.ErrNotExist
 	}
-	f.Used = slices.DeleteFunc(f.Used, func(u used) bool { return !now.Before(u.Until) })
-	f.Used = append(f.Used, used{challenge, until})
+	maps.DeleteFunc(f.Used, func(_ string, until time.Time) bool { return !now.Before(until) })
+	if len(f.Used) >= maxUsed {
+		return &refusal{http.StatusTooManyRequests, "Too many logins with passkeys, try again later", "", challengeLife}
+	}
+	if f.Used == nil {
+		f.Used = map[string]time.Time{}
+	}
+	f.Used[challenge] = until
 	return nil
 }
 

@@ -88,7 +88,7 @@ func (f *Factor) challengeUntil(challenge, purpose string, now time.Time) (time.
 // checked.
 type ceremony struct {
 	credential []byte // id
-	challenge  Key
+	challenge  string
 	until      time.Time // the challenge counts until then
 	count      uint32
 	signed     []byte // what the authenticator signs
@@ -129,7 +129,7 @@ func (f *Factor) readCeremony(r *http.Request, kind, purpose, id, clientData, au
 		return c, errCeremony
 	}
 	hash := sha256.Sum256(client)
-	c.credential, c.challenge, c.count = raw, sha256.Sum256(challenge), binary.BigEndian.Uint32(auth[33:])
+	c.credential, c.challenge, c.count = raw, string(challenge), binary.BigEndian.Uint32(auth[33:])
 	c.signed = append(bytes.Clone(auth), hash[:]...)
 	if flags&flagAttested != 0 { // 16 bytes of the authenticator's model, then the id with its length
 		rest := auth[37:]

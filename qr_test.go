@@ -261,6 +261,9 @@ func power(n int) int {
 func TestQRCode(t *testing.T) {
 	sizes := map[int]int{14: 1, 15: 2, 26: 2, 27: 3, 42: 3, 43: 4, 62: 4, 63: 5, 84: 5, 85: 6, 106: 6, 107: 7, 122: 7, 123: 8, 152: 8, 153: 9, 180: 9, 181: 10, 213: 10}
 	for n := range maxQR + 1 {
+		if sizes[n] == 0 && n%9 != 0 {
+			continue
+		}
 		text := make([]byte, n)
 		for i := range text {
 			text[i] = byte(i*i*7 + n)
@@ -280,7 +283,7 @@ func TestQRCode(t *testing.T) {
 	// text may have, the seventh is the first without modules that mean nothing.
 	rows := qrCode(strings.Repeat("x", 110))
 	for i := range rows {
-		for j := range rows {
+		for j := i % 4; j < len(rows); j += 4 {
 			changed := slices.Clone(rows)
 			b := []byte(changed[i])
 			b[j] ^= 1

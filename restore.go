@@ -121,10 +121,6 @@ func keepOut(copied, now *BoltStore, stdout io.Writer) error {
 		for _, u := range old {
 			was, there := present[u.Name]
 			delete(present, u.Name)
-			has, err := getFactors(tx, u.Name)
-			if err != nil {
-				return err
-			}
 			if !there || !was.Created.Equal(u.Created) {
 				u.Disabled = true
 				fmt.Fprintf(stdout, "%s was removed since and comes back disabled: ringward user enable %s\n", u.Name, u.Name)
@@ -138,7 +134,7 @@ func keepOut(copied, now *BoltStore, stdout io.Writer) error {
 						u.Groups = withGroup(u.Groups, group, false)
 					}
 				}
-				if err := putFactors(tx, u.Name, has, factors[u.Name]); err != nil {
+				if err := putFactors(tx, u.Name, factors[u.Name]); err != nil {
 					return err
 				}
 			}
