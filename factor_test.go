@@ -112,7 +112,7 @@ func (s *accountServer) wantCode(what string, status int, pending, code string) 
 
 func (s *accountServer) live(user string) int {
 	s.Helper()
-	all, err := s.store.sessions(user, time.Now())
+	all, err := s.auth.store.sessions(user, time.Now())
 	if err != nil {
 		s.Fatal(err)
 	}
