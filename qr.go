@@ -6,29 +6,23 @@ const maxQR = 213 // bytes
 
 // qrVersions has, for each version, the error correction codewords of a block,
 // how many blocks there are, the data codewords of the first, how many of the
-// last have one more, and the rows and columns of the alignment patterns.
-var qrVersions = []struct {
-	ecc, blocks, data, longer int
-	align                     []int
-}{
-	{10, 1, 16, 0, nil},
-	{16, 1, 28, 0, []int{6, 18}},
-	{26, 1, 44, 0, []int{6, 22}},
-	{18, 2, 32, 0, []int{6, 26}},
-	{24, 2, 43, 0, []int{6, 30}},
-	{16, 4, 27, 0, []int{6, 34}},
-	{18, 4, 31, 0, []int{6, 22, 38}},
-	{22, 4, 38, 2, []int{6, 24, 42}},
-	{22, 5, 36, 2, []int{6, 26, 46}},
-	{26, 5, 43, 1, []int{6, 28, 50}},
+// last have one more, and the version with its check bits, which is drawn from
+// the seventh on.
+var qrVersions = []struct{ ecc, blocks, data, longer, bits int }{
+	{10, 1, 16, 0, 0}, {16, 1, 28, 0, 0}, {26, 1, 44, 0, 0}, {18, 2, 32, 0, 0}, {24, 2, 43, 0, 0}, {16, 4, 27, 0, 0},
+	{18, 4, 31, 0, 0x07C94}, {22, 4, 38, 2, 0x085BC}, {22, 5, 36, 2, 0x09A99}, {26, 5, 43, 1, 0x0A4D3},
 }
+
+// qrFormat is error correction M and mask 0, with check bits. Any mask is valid,
+// and for a secret, which is random, one is as good as another.
+const qrFormat = 0x5412
 
 // qrCode returns the rows of the code, '1' for dark, or nil for a text that is
 // too long. Around it belong four modules of white.
 func qrCode(text string) []string {
-	for i := range qrVersions {
-		if codewords := qrData(text, i+1); codewords != nil {
-			return newQR(i + 1).draw(codewords)
+	for version := 1; version <= len(qrVersions); version++ {
+		if codewords := qrData(text, version); codewords != nil {
+			return newQR(version).draw(codewords)
 		}
 	}
 	return nil
@@ -36,35 +30,25 @@ func qrCode(text string) []string {
 
 // qrData returns the codewords in the order in which they are drawn, or nil
 // where the version is too small.
-func qrData(text string, version int) []byte {
+func qrData(text string, version int) (drawn []byte) {
 	v := qrVersions[version-1]
-	var bits []byte // one each
-	put := func(value, n int) {
-		for n--; n >= 0; n-- {
-			bits = append(bits, byte(value>>n&1))
-		}
+	room := v.blocks*v.data + v.longer
+	// Four bits say that bytes follow, 8 or 16 how many, and four zeros end them:
+	// all is shifted by four bits.
+	head := []byte{0x40 | byte(len(text)>>4)}
+	if version >= 10 {
+		head = []byte{0x40 | byte(len(text)>>12), byte(len(text) >> 4)}
 	}
-	put(0b0100, 4) // bytes follow
-	if version < 10 {
-		put(len(text), 8)
-	} else {
-		put(len(text), 16)
-	}
-	for _, c := range []byte(text) {
-		put(int(c), 8)
-	}
-	room := 8 * (v.blocks*v.data + v.longer)
-	if len(bits) > room {
+	if len(head)+len(text)+1 > room {
 		return nil
 	}
-	put(0, min(4, room-len(bits)))
-	put(0, -len(bits)&7)
-	for pad := 0xEC; len(bits) < room; pad ^= 0xEC ^ 0x11 {
-		put(pad, 8)
+	data, last := head, byte(len(text))
+	for _, b := range []byte(text) {
+		data, last = append(data, last<<4|b>>4), b
 	}
-	data := make([]byte, room/8)
-	for i, bit := range bits {
-		data[i/8] |= bit << (7 - i%8)
+	data = append(data, last<<4)
+	for pad := byte(0xEC); len(data) < room; pad ^= 0xEC ^ 0x11 {
+		data = append(data, pad)
 	}
 	var blocks, checks [][]byte
 	for i := range v.blocks {
@@ -72,12 +56,10 @@ func qrData(text string, version int) []byte {
 		if i >= v.blocks-v.longer {
 			n++
 		}
-		blocks, data = append(blocks, data[:n]), data[n:]
-		checks = append(checks, reedSolomon(blocks[i], v.ecc))
+		blocks, checks, data = append(blocks, data[:n]), append(checks, reedSolomon(data[:n], v.ecc)), data[n:]
 	}
-	var drawn []byte
-	for _, list := range [][][]byte{blocks, checks} {
-		for i := range len(list[len(list)-1]) {
+	for _, list := range [][][]byte{blocks, checks} { // the first byte of each, then the second
+		for i := range list[len(list)-1] {
 			for _, block := range list {
 				if i < len(block) {
 					drawn = append(drawn, block[i])
@@ -92,20 +74,20 @@ func qrData(text string, version int) []byte {
 func reedSolomon(data []byte, n int) []byte {
 	generator := make([]byte, n) // without its leading 1
 	generator[n-1] = 1
-	for root := byte(1); n > 0; n-- {
+	root := byte(1)
+	for range n {
 		for j := range generator {
 			generator[j] = gfMultiply(generator[j], root)
-			if j+1 < len(generator) {
+			if j+1 < n {
 				generator[j] ^= generator[j+1]
 			}
 		}
 		root = gfMultiply(root, 2)
 	}
-	check := make([]byte, len(generator))
+	check := make([]byte, n)
 	for _, b := range data {
 		factor := b ^ check[0]
-		copy(check, check[1:])
-		check[len(check)-1] = 0
+		check = append(check[1:], 0)
 		for j := range check {
 			check[j] ^= gfMultiply(generator[j], factor)
 		}
@@ -121,121 +103,93 @@ func gfMultiply(a, b byte) byte {
 	return byte(product)
 }
 
-// qr is the modules of a code. Those that are set hold no data.
-type qr struct {
-	size      int
-	dark, set [][]bool
-}
+// qr is the rows of a code: '1', '0', and 0 where the data will be.
+type qr [][]byte
 
-func newQR(version int) *qr {
-	q := &qr{size: 17 + 4*version}
-	for range q.size {
-		q.dark, q.set = append(q.dark, make([]bool, q.size)), append(q.set, make([]bool, q.size))
+func newQR(version int) qr {
+	size := 17 + 4*version
+	q := make(qr, size)
+	for i := range q {
+		q[i] = make([]byte, size)
 	}
-	for i := range q.size { // timing
+	for i := range q { // timing
 		q.put(6, i, i%2 == 0)
 		q.put(i, 6, i%2 == 0)
 	}
-	for _, corner := range [][2]int{{3, 3}, {3, q.size - 4}, {q.size - 4, 3}} { // finders and what separates them
-		for r := -4; r <= 4; r++ {
-			for c := -4; c <= 4; c++ {
-				ring := max(r, -r, c, -c)
-				q.put(corner[0]+r, corner[1]+c, ring != 2 && ring != 4)
-			}
-		}
-	}
-	align := qrVersions[version-1].align
-	for i, row := range align {
-		for j, col := range align {
-			last := len(align) - 1
-			if i == 0 && j == 0 || i == 0 && j == last || i == last && j == 0 { // a finder is there
-				continue
-			}
-			for r := -2; r <= 2; r++ {
-				for c := -2; c <= 2; c++ {
-					q.put(row+r, col+c, max(r, -r, c, -c) != 1)
-				}
-			}
-		}
+	q.square(3, 3, 4) // finders and what separates them
+	q.square(3, size-4, 4)
+	q.square(size-4, 3, 4)
+	mid, last := 8+2*version, size-7
+	if version > 1 { // alignment
+		q.square(last, last, 2)
 	}
 	if version >= 7 {
-		code := bch(version, 12, 0x1F25)
+		for _, at := range [][2]int{{6, mid}, {mid, 6}, {mid, mid}, {mid, last}, {last, mid}} {
+			q.square(at[0], at[1], 2)
+		}
 		for i := range 18 {
-			q.put(q.size-11+i%3, i/3, code>>i&1 == 1)
-			q.put(i/3, q.size-11+i%3, code>>i&1 == 1)
+			dark := qrVersions[version-1].bits>>i&1 == 1
+			q.put(size-11+i%3, i/3, dark)
+			q.put(i/3, size-11+i%3, dark)
 		}
 	}
-	// Error correction M and mask 0 are five zeros. Any mask is valid, and for
-	// a secret, which is random, one is as good as another.
-	format := bch(0, 10, 0x537) ^ 0x5412
-	for i := range 15 {
-		bit := format>>i&1 == 1
-		switch {
-		case i < 6:
-			q.put(i, 8, bit)
-		case i < 8:
-			q.put(i+1, 8, bit)
-		case i == 8:
-			q.put(8, 7, bit)
-		default:
-			q.put(8, 14-i, bit)
-		}
-		if i < 8 {
-			q.put(8, q.size-1-i, bit)
+	for i, row := range []int{0, 1, 2, 3, 4, 5, 7, 8, 8, 8, 8, 8, 8, 8, 8} {
+		col := []int{8, 8, 8, 8, 8, 8, 8, 8, 7, 5, 4, 3, 2, 1, 0}[i]
+		dark := qrFormat>>i&1 == 1
+		q.put(row, col, dark)
+		if i < 8 { // and once more, along the other finders
+			q.put(8, size-1-i, dark)
 		} else {
-			q.put(q.size-15+i, 8, bit)
+			q.put(size-15+i, 8, dark)
 		}
 	}
-	q.put(q.size-8, 8, true)
+	q.put(size-8, 8, true)
 	return q
 }
 
-// bch appends n check bits to a value.
-func bch(value, n, generator int) int {
-	rest := value << n
-	for i := 17; i >= n; i-- {
-		if rest>>i&1 == 1 {
-			rest ^= generator << (i - n)
+func (q qr) put(row, col int, dark bool) {
+	if 0 <= row && row < len(q) && 0 <= col && col < len(q) {
+		q[row][col] = '0'
+		if dark {
+			q[row][col] = '1'
 		}
 	}
-	return value<<n | rest
 }
 
-func (q *qr) put(row, col int, dark bool) {
-	if 0 <= row && row < q.size && 0 <= col && col < q.size {
-		q.dark[row][col], q.set[row][col] = dark, true
+// square draws rings around a module, of which one is light, and the outmost of
+// a finder, which has four.
+func (q qr) square(row, col, rings int) {
+	for r := -rings; r <= rings; r++ {
+		for c := -rings; c <= rings; c++ {
+			ring := max(r, -r, c, -c)
+			q.put(row+r, col+c, ring != rings/2 && ring != 4)
+		}
 	}
 }
 
-// draw goes up and down in columns of two, from the right.
-func (q *qr) draw(codewords []byte) (rows []string) {
+// draw fills in the data, up and down in columns of two from the right, and
+// returns all rows.
+func (q qr) draw(codewords []byte) (rows []string) {
 	i := 0
-	for right := q.size - 1; right > 0; right -= 2 {
+	for right := len(q) - 1; right > 0; right -= 2 {
 		if right == 6 { // timing
 			right--
 		}
-		for step := range q.size {
+		for step := range q {
 			row := step
 			if (right+1)&2 == 0 {
-				row = q.size - 1 - step
+				row = len(q) - 1 - step
 			}
-			for _, col := range []int{right, right - 1} {
-				if q.set[row][col] {
-					continue
+			for col := right; col >= right-1; col-- {
+				if q[row][col] == 0 {
+					bit := i < 8*len(codewords) && codewords[i/8]>>(7-i%8)&1 == 1
+					q.put(row, col, bit != ((row+col)%2 == 0))
+					i++
 				}
-				bit := i < 8*len(codewords) && codewords[i/8]>>(7-i%8)&1 == 1
-				q.dark[row][col] = bit != ((row+col)%2 == 0)
-				i++
 			}
 		}
 	}
-	for _, line := range q.dark {
-		row := make([]byte, q.size)
-		for col, dark := range line {
-			if row[col] = '0'; dark {
-				row[col] = '1'
-			}
-		}
+	for _, row := range q {
 		rows = append(rows, string(row))
 	}
 	return rows
