@@ -337,30 +337,42 @@ func (a *Account) confirmByPassword(w http.ResponseWriter, r *http.Request, l Lo
 func (a *Account) respondConfirmed(w http.ResponseWriter, r *http.Request, l Login) {
 	a.event(r, "confirmed", l.User.Name)
 	expires := seconds(time.Now().Add(proofLife))
-	proof := strconv.FormatInt(expires.Unix(), 10)
 	respond(w, http.StatusCreated, struct {
 		Proof   string    `json:"proof"`
 		Expires time.Time `json:"expires"`
-	}{proof + "." + a.keys[0].sign(proofName(l), proof), expires})
+	}{a.signUntil("proof "+l.id.id, "", expires), expires})
 }
-
-// proofName is what the signature of a proof is for; no cookie has a space in
-// its name.
-func proofName(l Login) string { return "ringward proof " + l.id.id }
 
 // requireProof is requireSession for what a session alone may not do.
 func (a *Account) requireProof(next http.HandlerFunc) http.Handler {
 	return a.requireSession(func(w http.ResponseWriter, r *http.Request) {
-		l := loginOf(r)
-		expires, signature, _ := strings.Cut(r.Header.Get("Ringward-Proof"), ".")
-		until, err := strconv.ParseInt(expires, 10, 64)
-		signed := slices.ContainsFunc(a.keys, func(key *signingKey) bool { return key.verify(proofName(l), expires, signature) })
-		if err != nil || !signed || !time.Now().Before(time.Unix(until, 0)) {
+		if _, err := a.signedUntil("proof "+loginOf(r).id.id, r.Header.Get("Ringward-Proof"), time.Now()); err != nil {
 			respondError(w, http.StatusForbidden, "Confirm that it is you")
 			return
 		}
 		next(w, r)
 	})
+}
+
+// signUntil returns what shows until then that we wrote the text for a purpose,
+// so that nothing has to be kept of it. No cookie has a space in its name.
+func (a *Account) signUntil(purpose, text string, until time.Time) string {
+	text += ":" + strconv.FormatInt(until.Unix(), 10)
+	return text + "." + a.keys[0].sign("ringward "+purpose, text)
+}
+
+// signedUntil returns until when what signUntil wrote for that purpose counts. It
+// is fs.ErrNotExist for what does not, or not any more.
+func (a *Account) signedUntil(purpose, signed string, now time.Time) (until time.Time, err error) {
+	text, signature, _ := strings.Cut(signed, ".")
+	_, unix, _ := strings.Cut(text, ":")
+	n, err := strconv.ParseInt(unix, 10, 64)
+	until = time.Unix(n, 0)
+	ours := slices.ContainsFunc(a.keys, func(key *signingKey) bool { return key.verify("ringward "+purpose, text, signature) })
+	if err != nil || !ours || !now.Before(until) {
+		return until, fs.ErrNotExist
+	}
+	return until, nil
 }
 
 // checkNewPassword responds with the rule that a new password breaks, if any.

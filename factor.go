@@ -9,7 +9,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"net/http"
@@ -196,54 +195,44 @@ type pendingLogin struct {
 	Enrol    bool      `json:"enrol,omitempty"` // the step is to set up an app
 }
 
+// none says whether nothing but the password is there.
+func (f Factors) none() bool { return f.Seed == "" && len(f.Passkeys) == 0 }
+
 // next is the secondFactor of Auth.
 func (f *Factor) next(u User, now time.Time) (any, error) {
 	has, err := f.store.factors(u.Name)
 	if err != nil || has.Seed == "" && !f.required {
 		return nil, err
 	}
-	if has.Seed == "" && len(has.Passkeys) > 0 { // who knows the password must not set up an app in its place
+	if has.Seed == "" && !has.none() { // who knows the password must not set up an app in its place
 		return nil, &refusal{http.StatusForbidden, "Log in with your passkey", "the password alone is not enough here", 0}
 	}
-	p := pendingLogin{Username: u.Name, Expires: seconds(now.Add(pendingLife)), Enrol: has.Seed == ""}
-	text := fmt.Sprintf("%s:%d:%t", base64.RawURLEncoding.EncodeToString([]byte(u.Name)), p.Expires.Unix(), p.Enrol)
-	p.Pending = text + "." + f.keys[0].sign(pendingName(u, has), text)
-	return p, nil
+	expires := seconds(now.Add(pendingLife))
+	name := base64.RawURLEncoding.EncodeToString([]byte(u.Name))
+	return pendingLogin{u.Name, f.signUntil(pendingPurpose(u, has), name, expires), expires, has.none()}, nil
 }
 
-// pendingName is what the signature of a pending login is for: it ends when the
-// password or the app changes.
-func pendingName(u User, has Factors) string {
-	return "ringward pending " + strings.Join([]string{u.Name, u.Hash, nanos(u.Created), nanos(has.Created)}, " ")
+// pendingPurpose is another one when the password or the app changes.
+func pendingPurpose(u User, has Factors) string {
+	return "pending " + strings.Join([]string{u.Name, u.Hash, nanos(u.Created), nanos(has.Created), strconv.FormatBool(has.none())}, " ")
 }
 
 var pendingOver = &refusal{http.StatusUnauthorized, "This login has taken too long: begin again", "", 0}
 
-// fromPending returns whose login it is, or a refusal.
-func (f *Factor) fromPending(pending string, enrol bool, now time.Time) (User, Factors, error) {
-	text, signature, _ := strings.Cut(pending, ".")
-	parts := strings.Split(text, ":")
-	if len(parts) != 3 || parts[2] != strconv.FormatBool(enrol) {
-		return User{}, Factors{}, pendingOver
+// fromPending returns whose login it is and what they have, or a refusal.
+func (f *Factor) fromPending(pending string, now time.Time) (u User, has Factors, err error) {
+	encoded, _, _ := strings.Cut(pending, ":")
+	name, _ := base64.RawURLEncoding.DecodeString(encoded)
+	if u, err = f.store.user(string(name)); err == nil {
+		has, err = f.store.factors(u.Name)
 	}
-	name, _ := base64.RawURLEncoding.DecodeString(parts[0])
-	until, err := strconv.ParseInt(parts[1], 10, 64)
-	if err != nil || !now.Before(time.Unix(until, 0)) {
-		return User{}, Factors{}, pendingOver
+	if err == nil {
+		_, err = f.signedUntil(pendingPurpose(u, has), pending, now)
 	}
-	u, err := f.store.user(string(name))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return u, Factors{}, err
+	if err == nil && u.Disabled || errors.Is(err, fs.ErrNotExist) {
+		err = pendingOver
 	}
-	has, failed := f.store.factors(string(name))
-	if failed != nil {
-		return u, has, failed
-	}
-	signed := slices.ContainsFunc(f.keys, func(key *signingKey) bool { return key.verify(pendingName(u, has), text, signature) })
-	if err != nil || u.Disabled || !signed {
-		return u, has, pendingOver
-	}
-	return u, has, nil
+	return u, has, err
 }
 
 const wrongCode = "Code is wrong"
@@ -266,7 +255,10 @@ func (f *Factor) handleCode(w http.ResponseWriter, r *http.Request) {
 // wrong or was used, a refusal, or that the store failed.
 func (f *Factor) loginByCode(r *http.Request, pending, code string) (s Session, id string, err error) {
 	now := time.Now()
-	u, has, err := f.fromPending(pending, false, now)
+	u, has, err := f.fromPending(pending, now)
+	if err == nil && has.Seed == "" {
+		err = pendingOver
+	}
 	if err != nil {
 		return s, id, err
 	}
@@ -312,35 +304,28 @@ func (f *Factor) loginByCode(r *http.Request, pending, code string) (s Session, 
 	return s, id, err
 }
 
-// plainCode is a code without what people and apps put between its parts.
-func plainCode(code string) string {
-	return strings.NewReplacer(" ", "", "-", "").Replace(code[:min(len(code), maxCodeSize)])
-}
-
 // handleApp is POST and PUT /auth/totp: the offer of a seed, and its acceptance
 // by a code. Who may is a session with a proof, or a pending login to which
 // nothing else is open.
 func (f *Factor) handleApp(w http.ResponseWriter, r *http.Request) {
-	if err := f.sameSite(r); err != nil {
-		f.fail(w, r, err, 0, "")
-		return
-	}
 	var pending, code string
 	step, required := f.offerApp, fields(nil)
 	if r.Method == http.MethodPut {
 		step, required = f.acceptApp, fields{"code": &code}
 	}
-	if (required != nil || r.ContentLength != 0) && !readJSON(w, r, required, fields{"pending": &pending}) {
+	if (required != nil || r.ContentLength != 0) && !f.readSameSite(w, r, required, fields{"pending": &pending}) {
 		return
 	}
 	if pending == "" {
 		f.requireProof(func(w http.ResponseWriter, r *http.Request) {
-			l := loginOf(r)
-			step(w, r, enrolment{l.User, l.id.id, false}, code)
+			step(w, r, enrolment{loginOf(r).User, loginOf(r).id.id, false}, code)
 		}).ServeHTTP(w, r)
 		return
 	}
-	u, _, err := f.fromPending(pending, true, time.Now())
+	u, has, err := f.fromPending(pending, time.Now())
+	if err == nil && !has.none() {
+		err = pendingOver
+	}
 	if err != nil {
 		f.fail(w, r, err, 0, "")
 		return
@@ -352,7 +337,7 @@ func (f *Factor) handleApp(w http.ResponseWriter, r *http.Request) {
 type enrolment struct {
 	User
 	secret string // session or pending login, which offers one seed
-	first  bool   // there must be no app yet
+	first  bool   // there must be no factor yet
 }
 
 // handleConfirm is POST /auth/confirm, with a password or a passkey.
@@ -409,7 +394,7 @@ func (f *Factor) acceptApp(w http.ResponseWriter, r *http.Request, e enrolment, 
 	s, id := f.newSession(e.Name, r, now)
 	err := recording(f.store, act(r, "second factor set up", e.Name)).changeFactors(e.User, func(has *Factors) error {
 		kept, _, _ := openSeed(f.keys, e.Name, has.Seed)
-		if bytes.Equal(kept, seed) || e.first && has.Seed != "" { // it was accepted a moment ago
+		if bytes.Equal(kept, seed) || e.first && !has.none() { // it was accepted a moment ago
 			return fs.ErrNotExist
 		}
 		has.Seed, has.Created, has.Step, has.Codes = sealSeed(f.keys[0], e.Name, seed), now, step, hashes
@@ -429,37 +414,51 @@ type recoveryCodes struct {
 	Codes []string `json:"recoveryCodes"`
 }
 
-// changeApp changes the app of who has one, or responds.
-func (f *Factor) changeApp(w http.ResponseWriter, r *http.Request, done string, change func(*Factors)) bool {
+// change changes the factors of who is logged in, which is done then, or
+// responds: with what is missing, where change returns fs.ErrNotExist.
+func (f *Factor) change(w http.ResponseWriter, r *http.Request, done string, status int, missing string, change func(*Factors) error) bool {
 	u := loginOf(r).User
-	err := recording(f.store, act(r, done, u.Name)).changeFactors(u, func(has *Factors) error {
-		if has.Seed == "" {
-			return fs.ErrNotExist
-		}
-		change(has)
-		return nil
-	}, sessionsAfter{})
+	err := recording(f.store, act(r, done, u.Name)).changeFactors(u, change, sessionsAfter{})
+	if errors.Is(err, fs.ErrExist) {
+		err = &refusal{http.StatusUnprocessableEntity, "This passkey is there already", "", 0}
+	}
 	if err != nil {
-		f.fail(w, r, err, http.StatusNotFound, "There is no authenticator app")
+		f.fail(w, r, err, status, missing)
 		return false
 	}
 	f.event(r, done, u.Name)
 	return true
 }
 
+const noApp = "There is no authenticator app"
+
 // handleRecoveryCodes is POST /auth/recovery-codes.
 func (f *Factor) handleRecoveryCodes(w http.ResponseWriter, r *http.Request) {
 	codes, hashes := newRecoveryCodes(UserOf(r))
-	if f.changeApp(w, r, "recovery codes made", func(has *Factors) { has.Codes = hashes }) {
+	if f.change(w, r, "recovery codes made", http.StatusNotFound, noApp, func(has *Factors) error {
+		has.Codes = hashes
+		return has.needApp()
+	}) {
 		respond(w, http.StatusCreated, recoveryCodes{codes})
 	}
 }
 
 // handleRemoveApp is DELETE /auth/totp.
 func (f *Factor) handleRemoveApp(w http.ResponseWriter, r *http.Request) {
-	if f.changeApp(w, r, "second factor removed", func(has *Factors) { *has = Factors{Passkeys: has.Passkeys, Used: has.Used} }) {
+	if f.change(w, r, "second factor removed", http.StatusNotFound, noApp, func(has *Factors) error {
+		err := has.needApp()
+		*has = Factors{Passkeys: has.Passkeys, Used: has.Used}
+		return err
+	}) {
 		w.WriteHeader(http.StatusNoContent)
 	}
+}
+
+func (f *Factors) needApp() error {
+	if f.Seed == "" {
+		return fs.ErrNotExist
+	}
+	return nil
 }
 
 // handleFactors is GET /auth/factors.

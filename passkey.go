@@ -21,8 +21,6 @@ import (
 	"io/fs"
 	"net/http"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -64,26 +62,6 @@ func (f *Factor) origin(r *http.Request) string {
 	return "http://" + r.Host
 }
 
-// newChallenge is signed for a purpose, so that nothing is kept of one until it
-// is used. It is text, and goes over the wire as base64url of that.
-func (f *Factor) newChallenge(purpose string, now time.Time) string {
-	text := rand.Text() + ":" + strconv.FormatInt(now.Add(challengeLife).Unix(), 10)
-	return text + "." + f.keys[0].sign("ringward challenge "+purpose, text)
-}
-
-// challengeUntil returns until when a challenge counts, or fs.ErrNotExist.
-func (f *Factor) challengeUntil(challenge, purpose string, now time.Time) (time.Time, error) {
-	text, signature, _ := strings.Cut(challenge, ".")
-	_, expires, _ := strings.Cut(text, ":")
-	unix, err := strconv.ParseInt(expires, 10, 64)
-	until := time.Unix(unix, 0)
-	signed := slices.ContainsFunc(f.keys, func(key *signingKey) bool { return key.verify("ringward challenge "+purpose, text, signature) })
-	if err != nil || !signed || !now.Before(until) {
-		return until, fs.ErrNotExist
-	}
-	return until, nil
-}
-
 // ceremony is what a browser sends of either kind, base64url, after it was
 // checked.
 type ceremony struct {
@@ -119,7 +97,7 @@ func (f *Factor) readCeremony(r *http.Request, kind, purpose, id, clientData, au
 	if err != nil {
 		return c, errCeremony
 	}
-	if c.until, err = f.challengeUntil(string(challenge), purpose, now); err != nil {
+	if c.until, err = f.signedUntil("challenge "+purpose, string(challenge), now); err != nil {
 		return c, errCeremony
 	}
 	party := sha256.Sum256([]byte(f.relyingParty()))
@@ -146,43 +124,29 @@ func (f *Factor) readCeremony(r *http.Request, kind, purpose, id, clientData, au
 	return c, nil
 }
 
-// publicKey reads a key of one of the kinds that the page asks for: ES256,
-// EdDSA, RS256.
-func publicKey(der []byte) (crypto.PublicKey, error) {
-	key, err := x509.ParsePKIXPublicKey(der)
-	if err != nil {
-		return nil, errCeremony
-	}
+// verifier returns what says whether a signature is by the key, or nil for a key
+// of none of the kinds that the page asks for: ES256, EdDSA, RS256.
+func verifier(der []byte) func(signed, signature []byte) bool {
+	key, _ := x509.ParsePKIXPublicKey(der)
 	switch key := key.(type) {
 	case *ecdsa.PublicKey:
 		if key.Curve == elliptic.P256() {
-			return key, nil
+			return func(signed, signature []byte) bool {
+				hash := sha256.Sum256(signed)
+				return ecdsa.VerifyASN1(key, hash[:], signature)
+			}
 		}
 	case ed25519.PublicKey:
-		return key, nil
+		return func(signed, signature []byte) bool { return ed25519.Verify(key, signed, signature) }
 	case *rsa.PublicKey:
-		if bits := key.N.BitLen(); 2048 <= bits && bits <= 4096 && key.E > 1 {
-			return key, nil
+		if bits := key.N.BitLen(); 2048 <= bits && bits <= 4096 {
+			return func(signed, signature []byte) bool {
+				hash := sha256.Sum256(signed)
+				return rsa.VerifyPKCS1v15(key, crypto.SHA256, hash[:], signature) == nil
+			}
 		}
 	}
-	return nil, errCeremony
-}
-
-func verifySignature(der, signed, signature []byte) bool {
-	key, err := publicKey(der)
-	if err != nil {
-		return false
-	}
-	hash := sha256.Sum256(signed)
-	switch key := key.(type) {
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(key, hash[:], signature)
-	case ed25519.PublicKey:
-		return ed25519.Verify(key, signed, signature)
-	case *rsa.PublicKey:
-		return rsa.VerifyPKCS1v15(key, crypto.SHA256, hash[:], signature) == nil
-	}
-	return false
+	return nil
 }
 
 // passkeyOptions is what the page needs to call the browser.
@@ -196,8 +160,8 @@ type passkeyOptions struct {
 }
 
 func (f *Factor) options(purpose string) passkeyOptions {
-	return passkeyOptions{Challenge: base64.RawURLEncoding.EncodeToString([]byte(f.newChallenge(purpose, time.Now()))),
-		RPID: f.relyingParty(), Timeout: challengeLife.Milliseconds()}
+	challenge := f.signUntil("challenge "+purpose, rand.Text(), time.Now().Add(challengeLife))
+	return passkeyOptions{Challenge: base64.RawURLEncoding.EncodeToString([]byte(challenge)), RPID: f.relyingParty(), Timeout: challengeLife.Milliseconds()}
 }
 
 const forLogin = "login"
@@ -252,30 +216,21 @@ func (f *Factor) handleAddPasskey(w http.ResponseWriter, r *http.Request) {
 		respondError(w, http.StatusUnprocessableEntity, problem)
 		return
 	}
-	l, now := loginOf(r), time.Now()
-	c, err := f.readCeremony(r, "webauthn.create", forAdding(l), id, clientData, authData, now)
+	now := time.Now()
+	c, err := f.readCeremony(r, "webauthn.create", forAdding(loginOf(r)), id, clientData, authData, now)
 	der, wrong := base64.RawURLEncoding.DecodeString(public)
-	if _, unknown := publicKey(der); err != nil || wrong != nil || unknown != nil {
+	if err != nil || wrong != nil || verifier(der) == nil {
 		respondError(w, http.StatusUnauthorized, passkeyRefused)
 		return
 	}
 	p := Passkey{Key: sha256.Sum256(c.credential), ID: id, Name: name, PublicKey: der, Count: c.count, Created: now}
-	err = recording(f.store, act(r, "passkey added", l.User.Name)).changeFactors(l.User, func(has *Factors) error {
+	if f.change(w, r, "passkey added", http.StatusUnauthorized, passkeyRefused, func(has *Factors) error {
 		if len(has.Passkeys) >= maxPasskeys {
-			return errTooMany
+			return &refusal{http.StatusUnprocessableEntity, fmt.Sprintf("There are %d passkeys already", maxPasskeys), "", 0}
 		}
 		has.Passkeys = append(has.Passkeys, p)
 		return has.use(c.challenge, c.until, now)
-	}, sessionsAfter{})
-	switch {
-	case errors.Is(err, fs.ErrExist):
-		respondError(w, http.StatusUnprocessableEntity, "This passkey is there already")
-	case errors.Is(err, errTooMany):
-		respondError(w, http.StatusUnprocessableEntity, "There are "+strconv.Itoa(maxPasskeys)+" passkeys already")
-	case err != nil:
-		f.fail(w, r, err, http.StatusUnauthorized, passkeyRefused)
-	default:
-		f.event(r, "passkey added", l.User.Name)
+	}) {
 		respond(w, http.StatusCreated, viewPasskey(p))
 	}
 }
@@ -284,20 +239,16 @@ const passkeyRefused = "Passkey refused"
 
 // handleRemovePasskey is DELETE /auth/passkeys/{id}.
 func (f *Factor) handleRemovePasskey(w http.ResponseWriter, r *http.Request) {
-	err := recording(f.store, act(r, "passkey removed", UserOf(r))).changeFactors(loginOf(r).User, func(has *Factors) error {
+	if f.change(w, r, "passkey removed", http.StatusNotFound, "No such passkey", func(has *Factors) error {
 		i := slices.IndexFunc(has.Passkeys, func(p Passkey) bool { return p.Key.handle() == r.PathValue("id") })
 		if i < 0 {
 			return fs.ErrNotExist
 		}
 		has.Passkeys = slices.Delete(has.Passkeys, i, i+1)
 		return nil
-	}, sessionsAfter{})
-	if err != nil {
-		f.fail(w, r, err, http.StatusNotFound, "No such passkey")
-		return
+	}) {
+		w.WriteHeader(http.StatusNoContent)
 	}
-	f.event(r, "passkey removed", UserOf(r))
-	w.WriteHeader(http.StatusNoContent)
 }
 
 // assertion is a passkey's answer, as the page sends it.
@@ -305,6 +256,11 @@ type assertion struct{ id, clientData, authData, signature string }
 
 func (a *assertion) fields() fields {
 	return fields{"id": &a.id, "clientDataJSON": &a.clientData, "authenticatorData": &a.authData, "signature": &a.signature}
+}
+
+// passkey returns where that one is, or -1.
+func (f *Factors) passkey(k Key) int {
+	return slices.IndexFunc(f.Passkeys, func(p Passkey) bool { return p.Key == k })
 }
 
 // usePasskey accepts a passkey's answer, once: then returns what that means for
@@ -327,14 +283,14 @@ func (f *Factor) usePasskey(r *http.Request, a assertion, now time.Time, then fu
 	if err != nil {
 		return err
 	}
-	find := func(has Factors) int {
-		return slices.IndexFunc(has.Passkeys, func(p Passkey) bool { return p.Key == key })
-	}
-	i := find(has)
-	if i < 0 || !verifySignature(has.Passkeys[i].PublicKey, c.signed, signature) {
+	i := has.passkey(key)
+	if i < 0 {
 		return errCeremony
 	}
-	verified := has.Passkeys[i].PublicKey
+	public := has.Passkeys[i].PublicKey
+	if !verifier(public)(c.signed, signature) {
+		return errCeremony
+	}
 	after, err := then(u)
 	if err != nil {
 		return err
@@ -344,8 +300,8 @@ func (f *Factor) usePasskey(r *http.Request, a assertion, now time.Time, then fu
 		store = recording(f.store, act(r, "login ok", u.Name))
 	}
 	return store.changeFactors(u, func(has *Factors) error {
-		i := find(*has)
-		if i < 0 || !bytes.Equal(has.Passkeys[i].PublicKey, verified) {
+		i := has.passkey(key)
+		if i < 0 || !bytes.Equal(has.Passkeys[i].PublicKey, public) {
 			return errCeremony
 		}
 		p := &has.Passkeys[i]

@@ -123,15 +123,13 @@ func newRecoveryCodes(user string) (codes, hashes []string) {
 	return codes, hashes
 }
 
-// recoveryHash is of what a person types, in small letters or with other
-// separators too.
+// recoveryHash is of a plainCode, in small letters too.
 func recoveryHash(user, code string) string {
-	plain := strings.Map(func(c rune) rune {
-		if c == '-' || c == ' ' {
-			return -1
-		}
-		return c
-	}, strings.ToUpper(code))
-	sum := sha256.Sum256([]byte("recovery code of " + user + ": " + plain))
+	sum := sha256.Sum256([]byte("recovery code of " + user + ": " + strings.ToUpper(code)))
 	return base64.RawStdEncoding.EncodeToString(sum[:])
+}
+
+// plainCode is a code without what people and apps put between its parts.
+func plainCode(code string) string {
+	return strings.NewReplacer(" ", "", "-", "").Replace(code[:min(len(code), maxCodeSize)])
 }
