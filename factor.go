@@ -318,7 +318,7 @@ func (f *Factor) handleApp(w http.ResponseWriter, r *http.Request) {
 	}
 	if pending == "" {
 		f.requireProof(func(w http.ResponseWriter, r *http.Request) {
-			step(w, r, enrolment{loginOf(r).User, loginOf(r).id.id, false}, code)
+			step(w, r, enrolment{loginOf(r).User, f.offeredSeed(loginOf(r).id.id), false}, code)
 		}).ServeHTTP(w, r)
 		return
 	}
@@ -330,14 +330,56 @@ func (f *Factor) handleApp(w http.ResponseWriter, r *http.Request) {
 		f.fail(w, r, err, 0, "")
 		return
 	}
-	step(w, r, enrolment{u, pending, true}, code)
+	step(w, r, enrolment{u, f.offeredSeed(pending), true}, code)
 }
 
 // enrolment is one that is under way.
 type enrolment struct {
 	User
-	secret string // session or pending login, which offers one seed
-	first  bool   // there must be no factor yet
+	seed  []byte
+	first bool // there must be no factor yet
+}
+
+// offeredSeed is one for one session or pending login, so that nothing has to
+// be kept of an offer.
+func (f *Factor) offeredSeed(secret string) []byte {
+	return derive(f.keys[0], "ringward totp offer "+secret, seedBytes)
+}
+
+func (f *Factor) offerApp(w http.ResponseWriter, r *http.Request, e enrolment, _ string) {
+	uri := appURI(f.issuer, e.Name, e.seed)
+	respond(w, http.StatusCreated, struct {
+		Secret string   `json:"secret"`
+		URI    string   `json:"uri"`
+		QR     []string `json:"qr"` // rows of the code, 1 is dark
+	}{seedText.EncodeToString(e.seed), uri, qrCode(uri)})
+}
+
+func (f *Factor) acceptApp(w http.ResponseWriter, r *http.Request, e enrolment, code string) {
+	now := time.Now()
+	step := stepOf(e.seed, plainCode(code), now)
+	if step == 0 {
+		respondError(w, http.StatusForbidden, wrongCode)
+		return
+	}
+	codes, hashes := newRecoveryCodes(e.Name)
+	s, id := f.newSession(e.Name, r, now)
+	err := recording(f.store, act(r, "second factor set up", e.Name)).changeFactors(e.User, func(has *Factors) error {
+		kept, _, _ := openSeed(f.keys, e.Name, has.Seed)
+		if bytes.Equal(kept, e.seed) || e.first && !has.none() { // it was accepted a moment ago
+			return fs.ErrNotExist
+		}
+		has.Seed, has.Created, has.Step, has.Codes = sealSeed(f.keys[0], e.Name, e.seed), now, step, hashes
+		return nil
+	}, sessionsAfter{ends: []kind{kindSession}, start: s})
+	if err != nil {
+		f.fail(w, r, err, pendingOver.status, pendingOver.title)
+		return
+	}
+	f.seen(r, e.Name)
+	f.event(r, "second factor set up", e.Name)
+	f.setCookie(w, id, s, now)
+	respond(w, http.StatusOK, recoveryCodes{codes})
 }
 
 // handleConfirm is POST /auth/confirm, with a password or a passkey.
@@ -354,60 +396,18 @@ func (f *Factor) handleConfirm(w http.ResponseWriter, r *http.Request) {
 		f.confirmByPassword(w, r, l, password)
 		return
 	}
-	err := f.usePasskey(r, a, time.Now(), func(u User) (sessionsAfter, error) {
-		if u.Name != l.User.Name {
-			return sessionsAfter{}, fs.ErrNotExist
-		}
-		return sessionsAfter{}, nil
-	})
+	u, use, err := f.usePasskey(r, a, time.Now())
+	if err == nil && u.Name != l.User.Name {
+		err = fs.ErrNotExist
+	}
+	if err == nil {
+		err = f.store.changeFactors(u, use, sessionsAfter{})
+	}
 	if err != nil {
 		f.fail(w, r, err, http.StatusForbidden, passkeyRefused)
 		return
 	}
 	f.respondConfirmed(w, r, l)
-}
-
-// seed is one for one session or pending login, so that nothing has to be kept
-// of an offer.
-func (e enrolment) seed(f *Factor) []byte {
-	return derive(f.keys[0], "ringward totp offer "+e.secret, seedBytes)
-}
-
-func (f *Factor) offerApp(w http.ResponseWriter, r *http.Request, e enrolment, _ string) {
-	seed := e.seed(f)
-	uri := appURI(f.issuer, e.Name, seed)
-	respond(w, http.StatusCreated, struct {
-		Secret string   `json:"secret"`
-		URI    string   `json:"uri"`
-		QR     []string `json:"qr"` // rows of the code, 1 is dark
-	}{seedText.EncodeToString(seed), uri, qrCode(uri)})
-}
-
-func (f *Factor) acceptApp(w http.ResponseWriter, r *http.Request, e enrolment, code string) {
-	now, seed := time.Now(), e.seed(f)
-	step := stepOf(seed, plainCode(code), now)
-	if step == 0 {
-		respondError(w, http.StatusForbidden, wrongCode)
-		return
-	}
-	codes, hashes := newRecoveryCodes(e.Name)
-	s, id := f.newSession(e.Name, r, now)
-	err := recording(f.store, act(r, "second factor set up", e.Name)).changeFactors(e.User, func(has *Factors) error {
-		kept, _, _ := openSeed(f.keys, e.Name, has.Seed)
-		if bytes.Equal(kept, seed) || e.first && !has.none() { // it was accepted a moment ago
-			return fs.ErrNotExist
-		}
-		has.Seed, has.Created, has.Step, has.Codes = sealSeed(f.keys[0], e.Name, seed), now, step, hashes
-		return nil
-	}, sessionsAfter{ends: []kind{kindSession}, start: s})
-	if err != nil {
-		f.fail(w, r, err, pendingOver.status, pendingOver.title)
-		return
-	}
-	f.seen(r, e.Name)
-	f.event(r, "second factor set up", e.Name)
-	f.setCookie(w, id, s, now)
-	respond(w, http.StatusOK, recoveryCodes{codes})
 }
 
 type recoveryCodes struct {

@@ -75,7 +75,7 @@ type ceremony struct {
 const (
 	flagPresent  = 1 << 0
 	flagVerified = 1 << 2
-	flagAttested = 1 << 6 // a credential follows
+	flagAttested = 1 << 6 // a new passkey follows
 )
 
 var errCeremony = fmt.Errorf("passkey refused: %w", fs.ErrNotExist)
@@ -94,33 +94,22 @@ func (f *Factor) readCeremony(r *http.Request, kind, purpose, id, clientData, au
 		return c, errCeremony
 	}
 	challenge, err := base64.RawURLEncoding.DecodeString(said.Challenge)
-	if err != nil {
+	c.credential, c.challenge, c.count = raw, string(challenge), binary.BigEndian.Uint32(auth[33:])
+	c.until, err2 = f.signedUntil("challenge "+purpose, c.challenge, now)
+	if err != nil || err2 != nil {
 		return c, errCeremony
 	}
-	if c.until, err = f.signedUntil("challenge "+purpose, string(challenge), now); err != nil {
-		return c, errCeremony
-	}
-	party := sha256.Sum256([]byte(f.relyingParty()))
-	flags := auth[32]
+	party, flags := sha256.Sum256([]byte(f.relyingParty())), auth[32]
+	// What may follow is 16 bytes of the authenticator's model, then the id with
+	// its length, then more.
+	follows := append(binary.BigEndian.AppendUint16(nil, uint16(len(raw))), raw...)
+	attested := len(auth) > 53 && bytes.HasPrefix(auth[53:], follows)
 	if said.Type != kind || said.CrossOrigin || said.Origin != f.origin(r) || !bytes.Equal(auth[:32], party[:]) ||
-		flags&flagPresent == 0 || flags&flagVerified == 0 {
+		flags&flagPresent == 0 || flags&flagVerified == 0 || (flags&flagAttested != 0) != attested || kind == "webauthn.create" && !attested {
 		return c, errCeremony
 	}
 	hash := sha256.Sum256(client)
-	c.credential, c.challenge, c.count = raw, string(challenge), binary.BigEndian.Uint32(auth[33:])
-	c.signed = append(bytes.Clone(auth), hash[:]...)
-	if flags&flagAttested != 0 { // 16 bytes of the authenticator's model, then the id with its length
-		rest := auth[37:]
-		if len(rest) < 18 {
-			return c, errCeremony
-		}
-		n := int(binary.BigEndian.Uint16(rest[16:]))
-		if rest = rest[18:]; len(rest) < n || !bytes.Equal(rest[:n], raw) {
-			return c, errCeremony
-		}
-	} else if kind == "webauthn.create" {
-		return c, errCeremony
-	}
+	c.signed = append(auth, hash[:]...)
 	return c, nil
 }
 
@@ -263,43 +252,28 @@ func (f *Factors) passkey(k Key) int {
 	return slices.IndexFunc(f.Passkeys, func(p Passkey) bool { return p.Key == k })
 }
 
-// usePasskey accepts a passkey's answer, once: then returns what that means for
-// the user's sessions. What is wrong with it is fs.ErrNotExist.
-func (f *Factor) usePasskey(r *http.Request, a assertion, now time.Time, then func(User) (sessionsAfter, error)) error {
+// usePasskey returns whose passkey's answer that is, and the change that accepts
+// it, once. What is wrong with it is fs.ErrNotExist.
+func (f *Factor) usePasskey(r *http.Request, a assertion, now time.Time) (u User, use func(*Factors) error, err error) {
 	c, err := f.readCeremony(r, "webauthn.get", forLogin, a.id, a.clientData, a.authData, now)
 	if err != nil {
-		return err
+		return u, nil, err
 	}
 	key := Key(sha256.Sum256(c.credential))
-	signature, err := base64.RawURLEncoding.DecodeString(a.signature)
-	if err != nil {
-		return errCeremony
-	}
-	u, err := f.store.passkeyUser(key)
-	if err != nil {
-		return err
+	if u, err = f.store.passkeyUser(key); err != nil {
+		return u, nil, err
 	}
 	has, err := f.store.factors(u.Name)
 	if err != nil {
-		return err
+		return u, nil, err
 	}
 	i := has.passkey(key)
-	if i < 0 {
-		return errCeremony
+	signature, err := base64.RawURLEncoding.DecodeString(a.signature)
+	if i < 0 || err != nil || !verifier(has.Passkeys[i].PublicKey)(c.signed, signature) {
+		return u, nil, errCeremony
 	}
 	public := has.Passkeys[i].PublicKey
-	if !verifier(public)(c.signed, signature) {
-		return errCeremony
-	}
-	after, err := then(u)
-	if err != nil {
-		return err
-	}
-	store := f.store
-	if after.start.User != "" {
-		store = recording(f.store, act(r, "login ok", u.Name))
-	}
-	return store.changeFactors(u, func(has *Factors) error {
+	return u, func(has *Factors) error {
 		i := has.passkey(key)
 		if i < 0 || !bytes.Equal(has.Passkeys[i].PublicKey, public) {
 			return errCeremony
@@ -311,7 +285,7 @@ func (f *Factor) usePasskey(r *http.Request, a assertion, now time.Time, then fu
 		}
 		p.Count, p.Used = c.count, now
 		return has.use(c.challenge, c.until, now)
-	}, after)
+	}, nil
 }
 
 // handlePasskey is POST /auth/passkey: a login without name and password.
@@ -321,19 +295,18 @@ func (f *Factor) handlePasskey(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	now := time.Now()
-	var s Session
-	var id string
-	err := f.usePasskey(r, a, now, func(u User) (sessionsAfter, error) {
-		s, id = f.newSession(u.Name, r, now)
-		return sessionsAfter{over: f.sessionKeys(r), start: s}, nil
-	})
+	u, use, err := f.usePasskey(r, a, now)
+	s, id := f.newSession(u.Name, r, now)
+	if err == nil {
+		err = recording(f.store, act(r, "login ok", u.Name)).changeFactors(u, use, sessionsAfter{over: f.sessionKeys(r), start: s})
+	}
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			f.event(r, "passkey refused", s.User)
+			f.event(r, "passkey refused", u.Name)
 		}
 		f.fail(w, r, err, http.StatusUnauthorized, passkeyRefused)
 		return
 	}
-	f.event(r, "login ok", s.User)
+	f.event(r, "login ok", u.Name)
 	f.respondLoggedIn(w, r, s, id)
 }

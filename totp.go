@@ -66,10 +66,7 @@ func appURI(issuer, user string, seed []byte) string {
 // sealSeed encrypts a seed for the database, where only who has the key of the
 // server can read it, and only under the name of its user.
 func sealSeed(key *signingKey, user string, seed []byte) string {
-	box := seedBox(key)
-	nonce := make([]byte, box.NonceSize())
-	rand.Read(nonce)
-	return base64.RawStdEncoding.EncodeToString(box.Seal(nonce, nonce, seed, []byte(user)))
+	return base64.RawStdEncoding.EncodeToString(seedBox(key).Seal(nil, nil, seed, []byte(user)))
 }
 
 var errOtherKey = errors.New("the second factor was kept under another SECRET_KEY: put that one behind the comma, or use the command user factor reset")
@@ -77,13 +74,11 @@ var errOtherKey = errors.New("the second factor was kept under another SECRET_KE
 // openSeed also says whether an older key did it.
 func openSeed(keys []*signingKey, user, sealed string) (seed []byte, old bool, err error) {
 	text, err := base64.RawStdEncoding.DecodeString(sealed)
+	if err != nil {
+		return nil, false, errDamaged
+	}
 	for i, key := range keys {
-		box := seedBox(key)
-		if err != nil || len(text) < box.NonceSize() {
-			return nil, false, errDamaged
-		}
-		n := box.NonceSize()
-		if seed, err := box.Open(nil, text[:n], text[n:], []byte(user)); err == nil {
+		if seed, err := seedBox(key).Open(nil, nil, text, []byte(user)); err == nil {
 			return seed, i > 0, nil
 		}
 	}
@@ -99,14 +94,14 @@ func derive(key *signingKey, purpose string, n int) []byte {
 	return derived
 }
 
-func seedBox(key *signingKey) cipher.AEAD {
+// seedBox puts a random nonce in front.
+func seedBox(key *signingKey) (box cipher.AEAD) {
 	block, err := aes.NewCipher(derive(key, "ringward totp seed", 32))
+	if err == nil {
+		box, err = cipher.NewGCMWithRandomNonce(block)
+	}
 	if err != nil {
 		panic(err) // a length that AES does not have
-	}
-	box, err := cipher.NewGCM(block)
-	if err != nil {
-		panic(err)
 	}
 	return box
 }

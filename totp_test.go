@@ -102,9 +102,9 @@ func TestSealedSeed(t *testing.T) {
 		"key of long ago":   {keys: []*signingKey{second}, user: "frodo", sealed: sealed, err: errOtherKey},
 		"of another user":   {keys: []*signingKey{first}, user: "sam", sealed: sealed, err: errOtherKey},
 		"changed":           {keys: []*signingKey{first}, user: "frodo", sealed: "A" + sealed[1:len(sealed)-1] + "A", err: errOtherKey},
-		"cut short":         {keys: []*signingKey{first}, user: "frodo", sealed: sealed[:8], err: errDamaged},
+		"cut short":         {keys: []*signingKey{first}, user: "frodo", sealed: sealed[:8], err: errOtherKey},
 		"not what we wrote": {keys: []*signingKey{first}, user: "frodo", sealed: "*", err: errDamaged},
-		"none":              {keys: []*signingKey{first}, user: "frodo", err: errDamaged},
+		"none":              {keys: []*signingKey{first}, user: "frodo", err: errOtherKey},
 	} {
 		got, old, err := openSeed(test.keys, test.user, test.sealed)
 		if old != test.old || !errors.Is(err, test.err) || (err == nil) != (string(got) == string(seed)) {
