@@ -133,6 +133,12 @@ func (g *Gateway) scheme(r *http.Request) string {
 	return "http"
 }
 
+// judgesHost says whether a request is for handleVerify, which with a tools file
+// decides on every host.
+func (g *Gateway) judgesHost(r *http.Request) bool {
+	return r.URL.Path == g.prefix+"/verify" && (*g.tools.Load())[""] == nil
+}
+
 // handleVerify is GET /auth/verify: a gateway asks whether a request may pass,
 // and sends that one's headers. Any status but 204 means that it may not. What
 // was asked for is the last parameter, uri, escaped or as nginx has it in
