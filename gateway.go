@@ -409,10 +409,10 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest, upstream *url.URL) {
 // the tool's request line.
 func noSpace(uri string) string { return strings.ReplaceAll(uri, " ", "%20") }
 
-// identityHeaders are those by which proxies say who and where a client is:
-// what they begin with, or the whole name.
+// identityHeaders are those by which proxies say who and where a client is, and
+// our clients who they are: what they begin with, or the whole name.
 var identityHeaders = []string{"remote-", "x-remote-", "x-forwarded-", "x-webauth-", "x-auth-request-", "x-authenticated-",
-	"x-authentik-", "x-auth-user", "x-real-ip", "forwarded"}
+	"x-authentik-", "x-auth-user", "x-real-ip", "forwarded", "x-ringward-", "ringward-"}
 
 func isIdentityHeader(name string) bool {
 	return slices.ContainsFunc(identityHeaders, func(want string) bool {
@@ -448,17 +448,7 @@ func cgi(c byte) byte {
 // dropCredentials leaves of the headers what is not ours to read.
 func (g *Gateway) dropCredentials(h http.Header) {
 	mapLines(h, "Cookie", g.withoutSession)
-	for _, name := range []string{"Authorization", "Proxy-Authorization"} {
-		mapLines(h, name, func(line string) string {
-			_, password, _ := basicLogin(http.Header{"Authorization": {line}})
-			if bearerToken(line) != "" || strings.HasPrefix(password, "rw_") {
-				return ""
-			}
-			return line
-		})
-	}
-	h.Del("X-Ringward-Token")
-	h.Del("Ringward-Proof")
+	mapLines(h, "Authorization", withoutToken)
 }
 
 // mapLines replaces each line of a header by what f makes of it, if that is

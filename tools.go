@@ -4,7 +4,7 @@
 package main
 
 import (
-	"bufio"
+	"cmp"
 	"encoding/base64"
 	"fmt"
 	"io/fs"
@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Tool is one line of the file.
@@ -35,16 +37,14 @@ type Tools map[string]*Tool
 // readTools returns what a file says, or the line that is wrong. A timeout that
 // is not given is that one.
 func readTools(path string, timeout time.Duration) (Tools, error) {
-	file, err := os.Open(path)
+	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
 	tools := Tools{}
-	lines := bufio.NewScanner(file)
-	for n := 1; lines.Scan(); n++ {
-		text, _, _ := strings.Cut(lines.Text(), "#")
-		words := strings.Fields(text)
+	for i, line := range strings.Split(string(text), "\n") {
+		line, _, _ = strings.Cut(line, "#")
+		words := strings.Fields(line)
 		if len(words) == 0 {
 			continue
 		}
@@ -53,12 +53,9 @@ func readTools(path string, timeout time.Duration) (Tools, error) {
 			err = fmt.Errorf("there is a line for %s already", tool.host)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s, line %d: %w", path, n, err)
+			return nil, fmt.Errorf("%s, line %d: %w", path, i+1, err)
 		}
 		tools[tool.host] = tool
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if len(tools) == 0 {
 		return nil, fmt.Errorf("%s has no tool in it", path)
@@ -71,7 +68,7 @@ func readTool(words []string, timeout time.Duration) (*Tool, error) {
 		return nil, fmt.Errorf("a line is: host upstream options, as in wiki.example.com http://127.0.0.1:3000 group=ops")
 	}
 	tool := &Tool{host: strings.ToLower(words[0]), timeout: timeout}
-	if strings.Trim(tool.host, "abcdefghijklmnopqrstuvwxyz0123456789-._") != "" || tool.host[0] == '.' || tool.host[0] == '-' {
+	if strings.Trim(tool.host, "abcdefghijklmnopqrstuvwxyz0123456789-._") != "" || strings.Trim(tool.host, ".-") != tool.host {
 		return nil, fmt.Errorf("a host is like wiki.example.com, without a port, not %q", words[0])
 	}
 	if words[1] != "-" {
@@ -81,8 +78,14 @@ func readTool(words []string, timeout time.Duration) (*Tool, error) {
 		}
 		tool.upstream = upstream
 	}
-	for _, word := range words[2:] {
-		if err := tool.set(word); err != nil {
+	given := map[string]bool{}
+	for _, option := range words[2:] {
+		name, _, _ := strings.Cut(option, "=")
+		if given[name] {
+			return nil, fmt.Errorf("%s is there twice", name)
+		}
+		given[name] = true
+		if err := tool.set(option); err != nil {
 			return nil, err
 		}
 	}
@@ -96,17 +99,17 @@ func (t *Tool) set(option string) (err error) {
 		t.basic = true
 	case name == "preflight" && !given:
 		t.preflight = true
-	case name == "group" && t.groups == nil:
+	case name == "group":
 		t.groups = strings.Split(value, ",")
 		for _, group := range t.groups {
 			if !isGroup(group) {
 				return fmt.Errorf("a group is %s, not %q", groupRule, group)
 			}
 		}
-	case name == "public" && t.public == nil:
+	case name == "public":
 		t.public = strings.Split(value, ",")
 		for _, path := range t.public {
-			if !strings.HasPrefix(path, "/") || path == "/" || !plainPath(path) {
+			if u, err := url.ParseRequestURI(path); err != nil || path == "/" || !plainPath(path) || u.EscapedPath() != path {
 				return fmt.Errorf("a public path is like /api/health, or /static/ with all below it, not %q", path)
 			}
 		}
@@ -115,7 +118,7 @@ func (t *Tool) set(option string) (err error) {
 			return fmt.Errorf("a timeout is like 60s or 5m, not %q", value)
 		}
 	default:
-		return fmt.Errorf("%q is no option, or is there twice: they are group=, public=, timeout=, basic, preflight", option)
+		return fmt.Errorf("%q is no option: they are group=, public=, timeout=, basic, preflight", option)
 	}
 	return nil
 }
@@ -143,9 +146,11 @@ func (t Tools) find(hostport string) *Tool {
 func plainPath(path string) bool {
 	decoded, err := url.PathUnescape(path)
 	low := strings.ToLower(path)
-	return err == nil && strings.HasPrefix(path, "/") && !strings.Contains(low, "%2f") && !strings.Contains(low, "%5c") && !strings.Contains(low, "%25") &&
-		!strings.ContainsFunc(decoded, func(c rune) bool { return c < ' ' || c == 0x7F || c == ';' || c == '\\' }) &&
-		!strings.Contains(decoded, "//") && !slices.ContainsFunc(strings.Split(decoded, "/"), func(part string) bool { return part == "." || part == ".." })
+	return err == nil && utf8.ValidString(decoded) && strings.HasPrefix(path, "/") &&
+		!strings.Contains(low, "%2f") && !strings.Contains(low, "%25") &&
+		!strings.ContainsFunc(decoded, func(c rune) bool { return unicode.IsControl(c) || c == ';' || c == '\\' }) &&
+		!strings.Contains(decoded, "//") && // and no part is dots only, with spaces, which Windows drops
+		!slices.ContainsFunc(strings.Split(decoded, "/"), func(part string) bool { return part != "" && strings.Trim(part, ". ") == "" })
 }
 
 // opens says whether a request passes to the tool without a login.
@@ -153,7 +158,7 @@ func (t *Tool) opens(r *http.Request) bool {
 	if t.preflight && r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
 		return true
 	}
-	path := r.URL.EscapedPath()
+	path := cmp.Or(r.URL.RawPath, r.URL.EscapedPath()) // as it was sent, also what EscapedPath would put right
 	return plainPath(path) && slices.ContainsFunc(t.public, func(open string) bool {
 		return path == open || strings.HasSuffix(open, "/") && strings.HasPrefix(path, open)
 	})
@@ -176,11 +181,8 @@ func (g *Gateway) decide(r *http.Request, tool *Tool, now time.Time) (Login, err
 	}
 	var l Login
 	var err error
-	if name, password, ok := basicLogin(r.Header); tool.basic && ok && tokenIn(r.Header) == "" {
-		if !strings.HasPrefix(password, "rw_") { // a real password does not belong here, and costs no bcrypt
-			return l, fs.ErrNotExist
-		}
-		if l, err = g.auth.tokenLogin(password, now); err == nil && l.User.Name != name {
+	if name, token, ok := basicLogin(r.Header); tool.basic && ok && tokenIn(r.Header) == "" {
+		if l, err = g.auth.tokenLogin(token, now); err == nil && l.User.Name != name {
 			err = fs.ErrNotExist
 		}
 	} else {
@@ -199,10 +201,37 @@ func basicLogin(h http.Header) (name, password string, ok bool) {
 		return "", "", false
 	}
 	scheme, text, _ := strings.Cut(lines[0], " ")
-	decoded, err := base64.StdEncoding.DecodeString(strings.Trim(text, " "))
-	name, password, ok = strings.Cut(string(decoded), ":")
+	name, password, _ = strings.Cut(anyBase64(text), ":")
 	name, _ = canonicalName(name)
-	return name, password, ok && err == nil && strings.EqualFold(scheme, "Basic")
+	return name, password, strings.EqualFold(scheme, "Basic")
+}
+
+// anyBase64 decodes what the laxest of tools could: either alphabet, with or
+// without padding, and what belongs to neither is not there.
+func anyBase64(text string) string {
+	decoded, _ := base64.RawStdEncoding.DecodeString(strings.Map(func(c rune) rune {
+		switch {
+		case c == '-':
+			return '+'
+		case c == '_':
+			return '/'
+		case c == '+' || c == '/' || '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z':
+			return c
+		}
+		return -1
+	}, text))
+	return string(decoded)
+}
+
+// withoutToken returns a line of Authorization, or "" where a tool could find
+// one of our tokens in it, also one that we would not take there.
+func withoutToken(line string) string {
+	_, text, _ := strings.Cut(strings.ReplaceAll(line, "\t", " "), " ")
+	words := strings.FieldsFunc(line+" "+anyBase64(text), func(c rune) bool { return strings.ContainsRune(" \t:,;=\"'", c) })
+	if slices.ContainsFunc(words, func(word string) bool { return strings.HasPrefix(word, "rw_") }) {
+		return ""
+	}
+	return line
 }
 
 // challenge asks for what a tool takes for a login. Of Basic, browsers would
