@@ -32,6 +32,7 @@ type front struct {
 	log      *lockedBuffer
 	inTool   atomic.Int32  // requests
 	finished chan struct{} // closed when the test is done
+	oneTool  *Tool         // that inFront made
 }
 
 // pipes is a network: what dial begins, Accept returns.

@@ -5,9 +5,12 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -546,4 +549,130 @@ func FuzzPublicPath(f *testing.F) {
 // next slash are parameters.
 func dropParameters(path string) string {
 	return regexp.MustCompile(`;[^/]*`).ReplaceAllString(path, "")
+}
+
+// withTools makes these the tools, in place of inFront's one and reached as it
+// is.
+func (f *front) withTools(file string) {
+	f.Helper()
+	tools, err := readTools(toolsFile(f, file), time.Minute)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if f.oneTool == nil {
+		f.oneTool = f.gateway.tools.Load().find("")
+	}
+	for _, tool := range tools {
+		tool.proxy = f.oneTool.proxy
+	}
+	f.gateway.tools.Store(&tools)
+}
+
+// Who may not use a tool any more is out: at once with the next request, and
+// within a minute with what is open. Who still may keeps what is open.
+func TestStreamsEndWithWhatAllowedThem(t *testing.T) {
+	const line = "localhost http://127.0.0.1:3000 group=dev,ops basic public=/silent"
+	type changed func(f *front, token Key)
+	group := func(group string, in bool) changed {
+		return func(f *front, _ Key) {
+			if err := f.store.changeGroup("frodo", group, in); err != nil {
+				f.Error(err)
+			}
+		}
+	}
+	reload := func(file string) changed { return func(f *front, _ Key) { f.withTools(file) } }
+	for name, c := range map[string]struct {
+		as     string // nobody, the cookie or a token by Basic
+		change changed
+		status int // of the next request; 200: streams stay
+	}{
+		"left the group":               {"cookie", group("dev", false), 403},
+		"left it, with a token":        {"token", group("dev", false), 403},
+		"in another group too":         {"cookie", group("ops", true), 200},
+		"left a group of no tool":      {"cookie", group("zoo", false), 200},
+		"the token is gone":            {"token", func(f *front, token Key) { f.store.removeToken(token) }, 401},
+		"nobody is public":             {"nobody", group("dev", false), 200},
+		"disabled":                     {"cookie", func(f *front, _ Key) { f.store.disableUser("frodo", true) }, 401},
+		"file: as it was":              {"cookie", reload(line), 200},
+		"file: as it was, nobody":      {"nobody", reload(line), 200},
+		"file: another upstream":       {"cookie", reload("localhost http://127.0.0.1:3001 group=dev"), 200},
+		"file: for every user":         {"cookie", reload("localhost http://127.0.0.1:3001"), 200},
+		"file: another group":          {"cookie", reload("localhost http://127.0.0.1:3000 group=ops"), 403},
+		"file: no such host":           {"cookie", reload("other.example.com http://127.0.0.1:3000"), 421},
+		"file: not public, nobody":     {"nobody", reload("localhost http://127.0.0.1:3000"), 401},
+		"file: no Basic, with a token": {"token", reload("localhost http://127.0.0.1:3000"), 401},
+		"file: a mistake changes nothing": {"cookie", func(f *front, _ Key) {
+			if _, err := readTools(toolsFile(f, "localhost http://127.0.0.1:3000 group=ops\nlocalhost -"), time.Minute); err == nil {
+				f.Error("a mistake is read")
+			}
+		}, 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inFront(t, http.HandlerFunc(streams), nil, func(t *testing.T, f *front) {
+				f.withTools(line)
+				group("dev", true)(f, Key{})
+				token, secret := f.apiToken()
+				path, who := "/events", "Cookie: COOKIE"
+				switch c.as {
+				case "token":
+					who = "Authorization: " + basic("frodo", secret)
+				case "nobody":
+					path, who = "/silent", "A: b"
+				}
+				request := "GET " + path + " HTTP/1.1\nHost: localhost\n" + who + "\n\n"
+				conn, response := f.open(request)
+				defer conn.Close()
+				over := make(chan time.Time, 1)
+				go func() {
+					io.Copy(io.Discard, response.Body)
+					over <- time.Now()
+				}()
+				time.Sleep(10 * time.Minute)
+				if isOver(over) {
+					t.Fatalf("ended while it was allowed:\n%s", f.log)
+				}
+				c.change(f, token.Key)
+				changed := time.Now()
+				again, next := f.open(request)
+				again.Close()
+				if next.StatusCode != c.status {
+					t.Errorf("the next request: %s, want %d", next.Status, c.status)
+				}
+				if c.status == http.StatusOK {
+					time.Sleep(10 * time.Minute)
+					if isOver(over) {
+						t.Errorf("ended:\n%s", f.log)
+					}
+					return
+				}
+				select {
+				case end := <-over:
+					if took := end.Sub(changed); took > time.Minute {
+						t.Errorf("ended %v later", took)
+					}
+				case <-time.After(10 * time.Minute):
+					t.Errorf("still open:\n%s", f.log)
+				}
+			})
+		})
+	}
+}
+
+// timeout= is how long a tool may take to begin its response.
+func TestToolTimeout(t *testing.T) {
+	inFront(t, nil, nil, func(t *testing.T, f *front) {
+		f.withTools("localhost http://127.0.0.1:3000 timeout=5m\nring.example.com http://127.0.0.1:3000")
+		for host, tool := range *f.gateway.tools.Load() {
+			tool.proxy = f.gateway.proxyOver(tool, func(context.Context, string, string) (net.Conn, error) {
+				here, there := net.Pipe()
+				go io.Copy(io.Discard, there)
+				return here, nil
+			})
+			start := time.Now()
+			response, body := f.send("GET / HTTP/1.1\nHost: " + host + "\nCookie: COOKIE\n\n")
+			if took := time.Since(start); response.StatusCode != http.StatusGatewayTimeout || took != tool.timeout {
+				t.Errorf("%s: %s %s after %v, want a 504 after %v", host, response.Status, body, took, tool.timeout)
+			}
+		}
+	})
 }
