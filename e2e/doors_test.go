@@ -1,0 +1,260 @@
+//go:build gateways
+
+// doors_test.go puts the requests of testdata/doors.txt through every way to a
+// tool: ringward with -tools, and nginx, Caddy and HAProxy that ask it. The
+// same table is tested in process by tools_test.go.
+package e2e
+
+import (
+	"bufio"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// guarded is ringward before the tools of the example in docs/tools.md. Every
+// upstream is the same one, which keeps what it got.
+type guarded struct {
+	*server
+	tool   *httptest.Server
+	got    atomic.Pointer[toolGot]
+	people map[string]string // what stands in braces in testdata/doors.txt
+	flags  []string
+}
+
+func startGuarded(t *testing.T) *guarded {
+	t.Helper()
+	g := &guarded{people: map[string]string{"password": password}}
+	g.tool = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.got.Store(&toolGot{Method: r.Method, URI: r.RequestURI, Host: r.Host, Header: r.Header})
+	}))
+	t.Cleanup(g.tool.Close)
+	page, err := os.ReadFile("../docs/tools.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example := regexp.MustCompile("(?ms)^```\n(# host .*?)^```$").FindSubmatch(page)
+	if example == nil {
+		t.Fatal("docs/tools.md has no example of a tools file")
+	}
+	p := newProgram(t)
+	file := regexp.MustCompile(`http://127\.0\.0\.1:300\d`).ReplaceAll(example[1], []byte(g.tool.URL))
+	if err := os.WriteFile(p.path("tools"), file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.addUser("frodo", "sam", "gimli")
+	for _, in := range [][]string{{"frodo", "dev"}, {"sam", "ops"}, {"sam", "dev"}} {
+		p.must("", append([]string{"user", "group", "add"}, in...)...)
+	}
+	g.server = p.serve("-tools", "tools", "-public-url", "https://auth.example.com", "-cookie-domain", "example.com", "-trusted-proxies", "127.0.0.1/32")
+	for _, name := range []string{"frodo", "sam", "gimli"} {
+		g.people[name] = strings.TrimPrefix(g.loginOf(name), "Cookie: ")
+		g.people[name+".token"] = strings.TrimSpace(g.must("", "token", "add", name, "script"))
+	}
+	ended := g.loginOf("frodo")
+	g.want(204, "DELETE", "/auth/session", "", "Host: auth.example.com", ended)
+	g.people["broken"], g.people["ended"] = g.people["frodo"]+"x", strings.TrimPrefix(ended, "Cookie: ")
+	return g
+}
+
+// loginOf is login on the host of the login.
+func (g *guarded) loginOf(name string) string {
+	g.Helper()
+	return g.want(201, "POST", "/auth/session", credentials(name, password), "Host: auth.example.com").cookie()
+}
+
+// doorRow is a line of testdata/doors.txt.
+type doorRow struct {
+	line, method, path, request, verdict string
+}
+
+func doorRows(t *testing.T, people map[string]string) (rows []doorRow) {
+	t.Helper()
+	text, err := os.ReadFile("../testdata/doors.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	braces := regexp.MustCompile(`\{([a-z.]+)\}`)
+	encoded := regexp.MustCompile(`\{(b64|url64):([^}]*)\}`)
+	for n, line := range strings.Split(string(text), "\n") {
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		fields := strings.Split(line, " | ")
+		for i := range fields {
+			fields[i] = strings.TrimSpace(fields[i])
+		}
+		who, method, host, path, verdict, headers := fields[0], fields[1], fields[2], fields[3], fields[4], fields[5:]
+		name, secret, basic := strings.Cut(who, ":")
+		switch {
+		case basic && people[secret+".token"] != "":
+			headers = append(headers, "Authorization: Basic {b64:"+name+":{"+secret+".token}}")
+		case basic && secret == "password":
+			headers = append(headers, "Authorization: Basic {b64:"+name+":{password}}")
+		case basic:
+			headers = append(headers, "Authorization: Basic {b64:"+name+":}")
+		case strings.HasSuffix(who, ".token"):
+			headers = append(headers, "Authorization: Bearer {"+who+"}")
+		case who != "nobody":
+			headers = append(headers, "Cookie: a=1; {"+who+"}")
+		}
+		request := method + " " + path + " HTTP/1.1\r\nHost: " + host + "\r\n" + strings.Join(append(headers, ""), "\r\n") + "\r\n"
+		request = braces.ReplaceAllStringFunc(request, func(name string) string { return people[name[1:len(name)-1]] })
+		request = encoded.ReplaceAllStringFunc(request, func(text string) string {
+			kind, plain, _ := strings.Cut(text[1:len(text)-1], ":")
+			if kind == "url64" {
+				return base64.RawURLEncoding.EncodeToString([]byte(plain))
+			}
+			return base64.StdEncoding.EncodeToString([]byte(plain))
+		})
+		rows = append(rows, doorRow{fmt.Sprintf("line %d: %s", n+1, line), method, path, request, verdict})
+	}
+	return rows
+}
+
+// startDoor starts a gateway before ringward and the tool, and returns where
+// it listens.
+func (g *guarded) startDoor(name string) (addr string) {
+	g.Helper()
+	addr = ownAddr()
+	host, port, _ := net.SplitHostPort(addr)
+	cert, key := certificate(g.T, "tool.example.com")
+	all := g.T.TempDir()
+	places := strings.NewReplacer("127.0.0.1:8080", g.addr(), "127.0.0.1:3000", strings.TrimPrefix(g.tool.URL, "http://"),
+		"listen 80;", "listen "+addr+";", "listen 443 ssl;", "", "/etc/ssl/tool.example.com.crt", cert, "/etc/ssl/tool.example.com.key", key,
+		":80 {", ":"+port+" {\n\tbind "+host, "tool.example.com {", "http://tool.example.com:"+port+" {\n\tbind "+host,
+		"bind :80", "bind "+addr, "    bind :443 ssl crt /etc/haproxy/tool.example.com.pem\n", "", "/etc/haproxy/ringward.lua", all+"/ringward.lua")
+	file := func(from, to, head, tail string) {
+		g.Helper()
+		text, err := os.ReadFile("testdata/" + from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(all, to), []byte(head+places.Replace(string(text))+tail), 0o600)
+		}
+		if err != nil {
+			g.Fatal(err)
+		}
+	}
+	switch name {
+	case "nginx":
+		file("nginx.block", "nginx.conf", "daemon off;\nuser root;\npid nginx.pid;\nerror_log stderr crit;\nevents {}\nhttp {\naccess_log off;\n", "}\n")
+		startOther(g.T, addr, all, "nginx", "-p", all, "-c", "nginx.conf", "-e", "stderr")
+	case "caddy":
+		file("caddy.block", "Caddyfile", "{\n\tadmin off\n\tauto_https off\n}\n", "")
+		startOther(g.T, addr, all, "caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile")
+	case "haproxy":
+		file("ringward.lua", "ringward.lua", "", "")
+		file("haproxy.block", "haproxy.cfg", "", "")
+		startOther(g.T, addr, all, "haproxy", "-db", "-f", "haproxy.cfg")
+	}
+	return addr
+}
+
+// through sends a request to where a door listens, from an address that
+// ringward does not trust.
+func (g *guarded) through(addr, request, method string) (answer reply, got *toolGot) {
+	g.got.Store(nil)
+	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 9, 9, 9)}}).Dial("tcp", addr)
+	if err != nil {
+		return reply{err: err}, nil
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	io.WriteString(conn, request)
+	answer = read(bufio.NewReader(conn), method)
+	return answer, g.got.Load()
+}
+
+// doorVerdict says what a response means, in the words of the table.
+func doorVerdict(r reply) string {
+	asks := r.header.Get("WWW-Authenticate")
+	switch {
+	case r.status == 401 && strings.HasPrefix(asks, "Basic "):
+		return "login basic"
+	case r.status == 401:
+		return "login"
+	case r.status == 303:
+		return "login page"
+	case r.status == 403 && strings.Contains(r.body, "Not for you"):
+		return "not for you"
+	case r.status == 403 && strings.Contains(r.body, "Cross-site"):
+		return "cross-site"
+	case (r.status == 403 || r.status == 421) && (strings.Contains(r.body, "no tool of that name") || strings.Contains(r.body, "does not go by that name")):
+		return "no tool"
+	}
+	return fmt.Sprint(r.status, r.body, r.err)
+}
+
+func TestGatewayDoors(t *testing.T) {
+	g := startGuarded(t)
+	rows := doorRows(t, g.people)
+	groups := map[string]string{"frodo": "dev", "sam": "dev,ops"}
+	var secrets []string
+	for name, secret := range g.people {
+		if name != "broken" {
+			secrets = append(secrets, secret)
+		}
+	}
+	for _, door := range []string{"tools", "nginx", "caddy", "haproxy"} {
+		t.Run(door, func(t *testing.T) {
+			addr := g.addr()
+			if door != "tools" {
+				addr = g.startDoor(door)
+			}
+			for _, row := range rows {
+				want := row.verdict
+				if door == "tools" && strings.Contains(row.request, "\r\nHost: hooks") {
+					want = "no tool" // here is no upstream
+				}
+				answer, got := g.through(addr, row.request, row.method)
+				verdict := doorVerdict(answer)
+				if got != nil {
+					verdict = "as nobody"
+					if user := got.Header["Remote-User"]; len(user) == 1 && user[0] != "" {
+						verdict = "as " + user[0]
+					}
+				}
+				if answer.status == 400 && got == nil && !strings.HasPrefix(want, "as ") {
+					continue // nginx reads neither such a host nor a path with a NUL in it, or above the root
+				}
+				if verdict != want {
+					t.Errorf("%s\n%s", verdict, row.line)
+					continue
+				}
+				if want == "login page" {
+					back, _ := url.Parse(answer.header.Get("Location"))
+					if back.Host != "auth.example.com" || !strings.HasSuffix(back.Query().Get("next"), row.path) {
+						t.Errorf("the login page is %s\n%s", back, row.line)
+					}
+				}
+				if got == nil {
+					continue
+				}
+				all, _ := json.Marshal(got.Header)
+				for _, secret := range secrets {
+					if strings.Contains(string(all), secret) {
+						t.Errorf("the tool gets %s\n%s", all, row.line)
+					}
+				}
+				if told := strings.Join(got.Header["Remote-Groups"], "|"); told != groups[strings.TrimPrefix(want, "as ")] {
+					t.Errorf("the groups are %q\n%s", told, row.line)
+				}
+				if want == "as nobody" && (slices.Contains(got.Header["Remote-User"], "") || got.Header["Remote-Groups"] != nil) {
+					t.Errorf("the tool is told %s of nobody\n%s", all, row.line)
+				}
+			}
+		})
+	}
+}
