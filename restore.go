@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -35,51 +36,57 @@ func restore(c config, path string, stdout io.Writer) error {
 		return err
 	}
 	defer copied.Close()
-	now, err := OpenStore(c.db)
-	switch {
-	case errors.Is(err, errInUse):
-		return fmt.Errorf("stop the server first: %w", err)
-	case err != nil:
-		fmt.Fprintf(stdout, "the present database says nothing of who was put out since: %v\n", err)
-	default:
-		defer now.Close()
-		err = keepOut(copied, now, stdout)
+	if err := readable(copied); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	if now == nil {
-		err = nil
+	_, err = os.Stat(c.db)
+	isThere := !errors.Is(err, fs.ErrNotExist)
+	if isThere {
+		now, err := OpenStore(c.db)
+		if errors.Is(err, errInUse) {
+			return fmt.Errorf("stop the server first: %w", err)
+		}
+		if err == nil {
+			defer now.Close() // when another file has its name
+			err = readable(now)
+		}
+		if err == nil {
+			err = keepOut(copied, now, stdout)
+		} else {
+			fmt.Fprintf(stdout, "who was put out since the copy was made is in again, look at ringward access: the present database does not tell (%v)\n", err)
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
 	}
-	if err == nil {
-		err = copied.update(func(tx *bolt.Tx) error {
-			if err := dropOwned(tx, "", kindSession, kindInvite); err != nil {
-				return err
-			}
-			return record(tx, Act{At: time.Now(), By: "operator", What: "restored"})
-		})
-	}
-	if err == nil {
-		err = copied.Close()
-	}
-	if err != nil {
+	err = copied.update(func(tx *bolt.Tx) error {
+		if err := dropOwned(tx, "", kindSession, kindInvite); err != nil {
+			return err
+		}
+		return record(tx, Act{At: time.Now(), By: "operator", What: "restored"})
+	})
+	if err := errors.Join(err, copied.Close()); err != nil {
 		return err
 	}
-	old := c.db + ".before-" + time.Now().UTC().Format("20060102T150405Z")
-	if now != nil { // else somebody may use the file until its name is gone
-		now.Close()
+	old := c.db + ".before-" + time.Now().UTC().Format("20060102T150405.000Z")
+	if isThere {
+		if err := os.Link(c.db, old); err != nil {
+			return err
+		}
 	}
-	if err := os.Link(c.db, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := errors.Join(os.Rename(temp, c.db), syncFolder(c.db)); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, c.db); err != nil {
-		return err
+	fmt.Fprintf(stdout, "restored: %s; everybody has to log in again\n", path)
+	if isThere {
+		fmt.Fprintf(stdout, "the database before is %s\n", old)
 	}
-	if err := syncFolder(c.db); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(stdout, "restored: %s; the database before is %s; everybody has to log in again\n", path, old)
-	return err
+	return nil
 }
 
-// copyOf makes a compacted copy of a database beside another one.
+// copyOf makes a compacted copy of a database beside another one, for the same
+// owner: root may restore for a server that is not root.
 func copyOf(path, beside string) (name string, err error) {
 	from, _, err := openBolt(path, true)
 	if err != nil {
@@ -91,62 +98,84 @@ func copyOf(path, beside string) (name string, err error) {
 		return "", err
 	}
 	temp.Close()
-	if err := compact(from, temp.Name()); err != nil {
+	like, err := os.Stat(beside)
+	if err != nil {
+		like, err = os.Stat(filepath.Dir(beside))
+	}
+	if err == nil {
+		owner := like.Sys().(*syscall.Stat_t)
+		err = os.Chown(temp.Name(), int(owner.Uid), int(owner.Gid))
+	}
+	if err == nil {
+		err = compact(from, temp.Name())
+	}
+	if err != nil {
 		os.Remove(temp.Name())
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
 	return temp.Name(), nil
 }
 
+// readable reads what a restored database is needed for.
+func readable(b *BoltStore) error {
+	_, err := b.users()
+	_, err2 := b.everybodysFactors()
+	_, err3 := b.tokens("")
+	_, err4 := b.acts("")
+	return errors.Join(err, err2, err3, err4)
+}
+
 // keepOut takes from the copy what people have lost since it was made, and says
 // what is different.
 func keepOut(copied, now *BoltStore, stdout io.Writer) error {
-	present := map[string]User{}
-	tokens := map[Key]bool{}
-	factors, err := now.everybodysFactors()
-	users, err2 := now.users()
+	users, err := now.users()
+	factors, err2 := now.everybodysFactors()
 	kept, err3 := now.tokens("")
 	old, err4 := copied.users()
 	copies, err5 := copied.tokens("")
 	if err := errors.Join(err, err2, err3, err4, err5); err != nil {
 		return err
 	}
+	present, still := map[string]User{}, map[Key]bool{}
 	for _, u := range users {
 		present[u.Name] = u
 	}
 	for _, t := range kept {
-		tokens[t.Key] = true
+		still[t.Key] = true
 	}
 	return copied.update(func(tx *bolt.Tx) error {
 		for _, u := range old {
 			was, there := present[u.Name]
-			delete(present, u.Name)
-			if !there || !was.Created.Equal(u.Created) {
-				u.Disabled = true
-				fmt.Fprintf(stdout, "%s was removed since and comes back disabled: ringward user enable %s\n", u.Name, u.Name)
-			} else {
-				if u.Disabled = was.Disabled; u.Hash != was.Hash {
+			if there = there && was.Created.Equal(u.Created); there {
+				u.Disabled = was.Disabled
+				if u.Hash != was.Hash {
 					fmt.Fprintf(stdout, "%s keeps the password of now\n", u.Name)
 				}
 				u.Hash = was.Hash
 				for _, group := range strings.Fields(u.Groups) {
 					if !slices.Contains(strings.Fields(was.Groups), group) {
+						fmt.Fprintf(stdout, "%s was taken out of %s since and stays out\n", u.Name, group)
 						u.Groups = withGroup(u.Groups, group, false)
 					}
 				}
 				if err := putFactors(tx, u.Name, factors[u.Name]); err != nil {
 					return err
 				}
+			} else {
+				u.Disabled = true
+				fmt.Fprintf(stdout, "%s was removed since and comes back disabled: ringward user enable %s\n", u.Name, u.Name)
 			}
 			if err := putUser(tx, u); err != nil {
 				return err
 			}
 		}
-		for name := range present {
-			fmt.Fprintf(stdout, "%s was added since and is gone\n", name)
+		for _, u := range users {
+			if _, err := getUser(tx, u.Name); errors.Is(err, fs.ErrNotExist) {
+				fmt.Fprintf(stdout, "%s was added since and is gone\n", u.Name)
+			}
 		}
 		for _, t := range copies {
-			if !tokens[t.Key] {
+			if !still[t.Key] {
 				fmt.Fprintf(stdout, "the token %s of %s was removed since and stays out\n", printable(t.Name), t.User)
 				if err := drop(tx, kindToken, t.Key); err != nil {
 					return err

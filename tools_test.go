@@ -180,13 +180,13 @@ func (g *guarded) serves(r *http.Request) (o fate) {
 	w := httptest.NewRecorder()
 	g.ServeHTTP(w, r)
 	if got := g.got.Load(); got != nil {
-		return fate{verdict: "as " + said(got.Header), tool: got.Header}
+		return fate{verdict: "as " + told(got.Header), tool: got.Header}
 	}
 	return fate{verdict: verdictOf(w, http.StatusMisdirectedRequest), login: w.Header().Get("Location")}
 }
 
-// said is who a tool is told is there.
-func said(h http.Header) string {
+// told is who a tool is told is there.
+func told(h http.Header) string {
 	if len(h["Remote-User"]) == 1 && h["Remote-User"][0] != "" {
 		return h["Remote-User"][0]
 	}
@@ -219,7 +219,7 @@ func (g *guarded) asks(shape func(client *http.Request) []*http.Request) func(*h
 			w := httptest.NewRecorder()
 			g.ServeHTTP(w, r)
 			if w.Code == http.StatusNoContent {
-				return fate{verdict: "as " + said(w.Header()), tool: w.Header()}
+				return fate{verdict: "as " + told(w.Header()), tool: w.Header()}
 			}
 			o = fate{verdict: verdictOf(w, http.StatusForbidden), login: w.Header().Get("Location")}
 			if w.Code != http.StatusUnauthorized {
