@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -21,13 +22,13 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/crypto/bcrypt"
 )
 
 // echoed is what stands in for the tool says of a request.
 type echoed struct {
 	Ringward string      `json:"ringwardEcho"` // where it listens
-	Method   string      `json:"method"`
-	URI      string      `json:"uri"`
 	Header   http.Header `json:"header"`
 }
 
@@ -39,10 +40,12 @@ func echo(ctx context.Context, addr string, stdout io.Writer) error {
 	}
 	fmt.Fprintf(stdout, "standing in for the tool on %s; run ringward doctor URL, and end this with Ctrl-C\n", listener.Addr())
 	server := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(stdout, "%s %s\n", r.Method, url.PathEscape(cut(r.RequestURI, 200)))
+		var lines bytes.Buffer
+		fmt.Fprintf(&lines, "%s %q\n", r.Method, cut(r.RequestURI, 200))
 		for _, name := range slices.Sorted(maps.Keys(r.Header)) {
-			fmt.Fprintf(stdout, "  %s: %q\n", name, r.Header[name])
+			fmt.Fprintf(&lines, "  %s: %q\n", name, r.Header[name])
 		}
+		stdout.Write(lines.Bytes())
 		if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 			w.Header().Set("Connection", "Upgrade")
 			w.Header().Set("Upgrade", "websocket")
@@ -51,7 +54,7 @@ func echo(ctx context.Context, addr string, stdout io.Writer) error {
 		}
 		w.Header().Set("Cache-Control", "public, max-age=60")
 		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(echoed{listener.Addr().String(), r.Method, r.RequestURI, r.Header})
+		json.NewEncoder(w).Encode(echoed{listener.Addr().String(), r.Header})
 	})}
 	context.AfterFunc(ctx, func() { server.Close() })
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -68,17 +71,16 @@ type doctor struct {
 	found  int // what is wrong
 	url    *url.URL
 	client *http.Client
-	name   string // of the user who is made for it
-	cookie string // of their session
 }
 
-func (d *doctor) ok(format string, args ...any) {
-	fmt.Fprintf(d.out, "ok    "+format+"\n", args...)
-}
-
-func (d *doctor) bad(format string, args ...any) {
-	d.found++
-	fmt.Fprintf(d.out, "WRONG "+format+"\n", args...)
+// check prints one finding: what is as it should be, or what is wrong.
+func (d *doctor) check(ok bool, good, bad string, args ...any) {
+	if ok && good != "" {
+		fmt.Fprintln(d.out, "ok    "+good)
+	} else if !ok {
+		d.found++
+		fmt.Fprintf(d.out, "WRONG "+bad+"\n", args...)
+	}
 }
 
 // examine is the command doctor.
@@ -89,11 +91,10 @@ func examine(ctx context.Context, c config, args []string, stdout io.Writer) err
 	d := &doctor{config: c, ctx: ctx, out: stdout}
 	d.inside()
 	if len(args) > 0 {
-		u, err := origin("the URL", "https://tool.example.com", args[0])
-		if err != nil {
+		var err error
+		if d.url, err = origin("the URL", "https://tool.example.com", args[0]); err != nil {
 			return err
 		}
-		d.url = u
 		if err := d.outside(); err != nil {
 			return err
 		}
@@ -105,267 +106,263 @@ func examine(ctx context.Context, c config, args []string, stdout io.Writer) err
 }
 
 func (d *doctor) inside() {
-	if _, err := signingKeys(); err != nil {
-		d.bad("the key: %v", err)
-	} else {
-		d.ok("the key is set and long enough")
-	}
+	_, err := signingKeys()
+	d.check(err == nil, "the key is set and long enough", "the key: %v", err)
 	private := func(path string) {
+		mode := os.FileMode(0)
 		file, err := os.Stat(path)
-		if err != nil {
-			d.bad("%v", err)
-		} else if mode := file.Mode().Perm(); mode&0o077 != 0 {
-			d.bad("%s can be read by others (mode %o): chmod 600 %s", path, mode, path)
-		} else {
-			d.ok("%s is for its owner only", path)
+		if err == nil {
+			mode = file.Mode().Perm()
 		}
+		d.check(err == nil, "", "%v", err)
+		d.check(mode&0o077 == 0, "", "%s can be read by others (mode %o): chmod 600 %[1]s", path, mode)
 	}
 	if path := os.Getenv("SECRET_KEY_FILE"); path != "" {
 		private(path)
 	}
-	if isPostgres(d.db) {
-		return
-	}
-	private(d.db)
-	folder := filepath.Dir(d.db)
-	if file, err := os.Stat(folder); err == nil && file.Mode().Perm()&0o022 != 0 {
-		d.bad("others can write to %s (mode %o), and put another database there: chmod 755 %s", folder, file.Mode().Perm(), folder)
-	}
-	var disk syscall.Statfs_t
-	if err := syscall.Statfs(folder, &disk); err == nil {
-		if free := uint64(disk.Bavail) * uint64(disk.Bsize) >> 20; free < 100 {
-			d.bad("there are %d MiB free on the disk of %s: without any, nobody can log in", free, d.db)
-		} else {
-			d.ok("the disk has %d MiB free", free)
+	if !isPostgres(d.db) {
+		private(d.db)
+		folder := filepath.Dir(d.db)
+		if file, err := os.Stat(folder); err == nil {
+			d.check(file.Mode().Perm()&0o022 == 0, "", "others can write to %s, and put another database there: chmod 755 %[1]s", folder)
+		}
+		var disk syscall.Statfs_t
+		if err := syscall.Statfs(folder, &disk); err == nil {
+			free := uint64(disk.Bavail) * uint64(disk.Bsize) >> 20
+			d.check(free >= 100, "", "there are %d MiB free on the disk of %s: without any, nobody can log in", free, d.db)
 		}
 	}
+	live, err := d.sessions()
+	d.check(err == nil, "the database can be read", "the database: %v", err)
+	ahead := slices.ContainsFunc(live, func(s sessionView) bool { return s.Created.After(time.Now().Add(clockSlack)) })
+	d.check(!ahead, "", "the clock was put back: there is a session from the future")
+}
+
+// command runs one, also when we are told to stop: it may be the one that tidies up.
+func (d *doctor) command(out io.Writer, input []byte, words string, args ...string) error {
+	return perform(context.WithoutCancel(d.ctx), d.config, request{Command: words, Args: args, Input: input, JSON: true}, out)
+}
+
+func (d *doctor) sessions(user ...string) (live []sessionView, err error) {
 	var table bytes.Buffer
-	if err := perform(d.ctx, d.config, request{Command: "session list", JSON: true}, &table); err != nil {
-		d.bad("the database: %v", err)
-		return
+	if err = d.command(&table, nil, "session list", user...); err == nil {
+		err = json.Unmarshal(table.Bytes(), &live)
 	}
-	var live []sessionView
-	json.Unmarshal(table.Bytes(), &live)
-	d.ok("the database can be read")
-	for _, s := range live {
-		if s.Created.After(time.Now().Add(clockSlack)) {
-			d.bad("the clock was put back: there is a session from %s", stamp(&s.Created))
-			break
-		}
-	}
+	return live, err
+}
+
+// reply is what came back from outside.
+type reply struct {
+	*http.Response
+	body   []byte
+	echo   echoed // of what stands in for the tool
+	passed bool   // it was that which responded
 }
 
 // ask sends one request from outside; headers are pairs.
-func (d *doctor) ask(method, path, body string, headers ...string) (*http.Response, []byte, error) {
+func (d *doctor) ask(method, path, body string, headers ...string) (reply, error) {
 	r, err := http.NewRequestWithContext(d.ctx, method, d.url.String(), strings.NewReader(body))
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
-	r.URL.Opaque = "//" + r.URL.Host + path // as it is spelled
+	if r.URL.Opaque = path; strings.HasPrefix(path, "//") { // as it is spelled
+		r.URL.Opaque = "//" + r.URL.Host + path
+	}
 	for i := 0; i+1 < len(headers); i += 2 {
 		r.Header[headers[i]] = []string{headers[i+1]} // likewise
 	}
 	w, err := d.client.Do(r)
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	defer w.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(w.Body, 1<<20))
-	return w, b, err
+	if w.StatusCode == http.StatusSwitchingProtocols {
+		return reply{Response: w}, nil
+	}
+	got := reply{Response: w}
+	got.body, err = io.ReadAll(io.LimitReader(w.Body, 1<<20))
+	got.passed = json.Unmarshal(got.body, &got.echo) == nil && got.echo.Ringward != ""
+	return got, err
 }
 
-// echoIn returns what the stand-in says, if it was it that responded.
-func echoIn(body []byte) (e echoed, ok bool) {
-	return e, json.Unmarshal(body, &e) == nil && e.Ringward != ""
-}
-
+// What mends it in each gateway.
 const (
-	mendVerify  = "nginx: auth_request /auth/verify; in every location. Caddy: the route of the documentation. HAProxy: http-request lua.ringward"
-	mendHeaders = "nginx: proxy_set_header %[1]s \"\"; Caddy: request_header -%[1]s; HAProxy: http-request del-header %[1]s"
-	mendHost    = "nginx: proxy_set_header Host $http_host; and X-Forwarded-Host $http_host; and start ringward with -trusted-proxies and -public-url"
+	mendVerify = `nginx: auth_request /auth/verify; in every location before the tool. Caddy: no handle or route before the documented one. ` +
+		`HAProxy: http-request lua.ringward if !ours, with no other condition`
+	mendHeaders = `nginx: proxy_set_header %[1]s ""; Caddy: request_header -%[1]s; HAProxy: its beginning in the list drop of ringward.lua`
+	mendHost    = `nginx: proxy_set_header X-Forwarded-Host $http_host; Caddy: no header_up X-Forwarded-Host; ` +
+		`HAProxy: http-request set-header X-Forwarded-Host %%[req.hdr(Host)]; and start ringward with -trusted-proxies and -public-url`
+	mendAsked = `nginx: proxy_pass_request_headers must be on in location = /auth/verify, without proxy_set_header of %s there; ` +
+		`Caddy: no header_up of it where /auth/verify is asked; HAProxy: ringward.lua sends all headers`
+	mendCache = `nginx: no proxy_cache in the location of the tool; Caddy: no cache; HAProxy: no http-request cache-use`
 )
 
 func (d *doctor) outside() error {
-	d.client = &http.Client{Timeout: 20 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	w, body, err := d.ask("GET", "/", "")
+	plain := new(http.Protocols)
+	plain.SetHTTP1(true) // HTTP/2 has no upgrades, and changes the spelling of names
+	d.client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{Protocols: plain},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	w, err := d.ask("GET", "/", "")
 	if err != nil {
-		d.bad("%v", err)
+		d.check(false, "", "%v", err)
 		return nil
 	}
-	if loopback := net.ParseIP(d.url.Hostname()); d.url.Scheme != "https" && (loopback == nil || !loopback.IsLoopback()) && d.url.Hostname() != "localhost" {
-		d.bad("passwords cross the network in the clear: let the gateway serve https, and start ringward with -public-url https://%s", d.url.Host)
+	loopback := d.url.Hostname() == "localhost" || net.ParseIP(d.url.Hostname()).IsLoopback()
+	d.check(d.url.Scheme == "https" || loopback, "", "passwords cross the network in the clear: "+
+		"let the gateway serve https (nginx: listen 443 ssl; Caddy: the host name before the block; HAProxy: bind :443 ssl crt), and start ringward with -public-url https://%s", d.url.Host)
+	if date, err := http.ParseTime(w.Header.Get("Date")); err == nil {
+		d.check(time.Since(date).Abs() <= clockSlack, "", "the clock here and that of the gateway differ by %v", time.Since(date).Round(time.Second))
 	}
-	if date, err := http.ParseTime(w.Header.Get("Date")); err == nil && time.Since(date).Abs() > clockSlack {
-		d.bad("the clock here and that of the gateway differ by %v", time.Since(date).Round(time.Second))
-	}
-	switch {
-	case w.StatusCode == http.StatusMisdirectedRequest:
-		d.bad("ringward does not know that it is %s: %s", d.url.Host, mendHost)
+	if w.StatusCode == http.StatusMisdirectedRequest || w.StatusCode >= 500 { // which nginx makes of it
+		d.check(false, "", "ringward cannot be asked, or not by the name %s (%s): "+mendHost, d.url.Host, w.Status)
 		return nil
-	case w.StatusCode != http.StatusUnauthorized:
-		d.bad("a stranger gets %s, not 401: %s", w.Status, mendVerify)
-	default:
-		d.ok("a stranger gets 401")
 	}
-	w, _, err = d.ask("GET", "/doctor?x=1", "", "Accept", "text/html", "Sec-Fetch-Mode", "navigate")
+	d.check(w.StatusCode == http.StatusUnauthorized, "a stranger gets 401", "a stranger gets %s, not 401: %s", w.Status, mendVerify)
+	w, err = d.ask("GET", "/doctor?x=1", "", "Accept", "text/html", "Sec-Fetch-Mode", "navigate")
 	if err != nil {
 		return err
 	}
-	login, err := url.Parse(w.Header.Get("Location"))
+	login, err := w.Location()
 	if err != nil || w.StatusCode != http.StatusSeeOther {
-		d.bad("a browser gets %s, not the login page: nginx: error_page 401 403 = @login; others: ask /auth/verify?redirect", w.Status)
+		d.check(false, "", "a browser gets %s, not the login page: nginx: error_page 401 = @login; Caddy and HAProxy: ask /auth/verify?redirect", w.Status)
 	} else {
 		next, err := url.Parse(login.Query().Get("next"))
-		if err != nil || next.Host != "" && next.Host != d.url.Host || !strings.HasSuffix(next.Path, "/doctor") {
-			d.bad("after the login a browser would come to %q, not back to %s: %s", login.Query().Get("next"), d.url, mendHost)
-		} else {
-			d.ok("a browser is sent to %s://%s and comes back", login.Scheme, login.Host)
-		}
-	}
-	_, there := echoIn(body)
-	if there {
-		d.bad("the tool responds to strangers: %s", mendVerify)
+		d.check(err == nil && (next.Host == "" || next.Host == d.url.Host) && next.Path == "/doctor", "a browser is sent to the login page and comes back",
+			"after the login a browser would come to %q, not back to %s: "+mendHost, login.Query().Get("next"), d.url)
 	}
 	return d.asUser()
 }
 
-// asUser makes a user for the rest, who is gone afterwards.
+// asUser makes a user for the rest, who is gone afterwards. An authenticator app
+// is there in case that a password alone lets nobody in.
 func (d *doctor) asUser() error {
-	d.name = "doctor-" + strings.ToLower(rand.Text()[:8])
-	password := rand.Text() + rand.Text()
-	ask := func(command string, input []byte, args ...string) error {
-		return perform(d.ctx, d.config, request{Command: command, Args: args, Input: input}, io.Discard)
+	name, password, seed := "doctor-"+strings.ToLower(rand.Text()[:8]), rand.Text()+rand.Text(), []byte(rand.Text()[:seedBytes])
+	hash, err := bcrypt.GenerateFromPassword([]byte(password), d.bcryptCost)
+	if err == nil {
+		err = d.command(io.Discard, fmt.Appendf(nil, "%s:%s:%s", name, hash, seedText.EncodeToString(seed)), "user import", "doctor")
 	}
-	if err := ask("user add", []byte(password), d.name); err != nil {
-		return err
-	}
-	defer ask("user remove", nil, d.name)
-	if tool := d.tools.find(d.url.Host); tool != nil && tool.groups != nil {
-		if err := ask("user group add", nil, d.name, tool.groups[0]); err != nil {
-			return err
-		}
-	}
-	body, _ := json.Marshal(map[string]string{"username": d.name, "password": password})
-	w, b, err := d.ask("POST", d.prefix+"/session", string(body), "Content-Type", "application/json", "X-Forwarded-For", "203.0.113.77")
 	if err != nil {
 		return err
 	}
-	cookies := w.Cookies()
-	if w.StatusCode != http.StatusCreated || len(cookies) != 1 {
-		d.bad("a login gets %s %s: %s", w.Status, cut(string(b), 200), mendHost)
+	defer d.command(io.Discard, nil, "user remove", name)
+	if tool := d.tools.find(d.url.Host); tool != nil && tool.groups != nil {
+		if err := d.command(io.Discard, nil, "user group add", name, tool.groups[0]); err != nil {
+			return err
+		}
+	}
+	var first struct{ Data pendingLogin }
+	w, err := d.post("/session", map[string]string{"username": name, "password": password})
+	if err == nil && json.Unmarshal(w.body, &first) == nil && first.Data.Pending != "" {
+		w, err = d.post("/session/code", map[string]string{"pending": first.Data.Pending, "code": codeAt(seed, time.Now().Unix()/codeStep)})
+	}
+	if err != nil {
+		return err
+	}
+	if w.StatusCode != http.StatusCreated || len(w.Cookies()) != 1 {
+		d.check(false, "", "a login gets %s %s: "+mendHost, w.Status, cut(string(w.body), 200))
 		return nil
 	}
-	d.cookie = cookies[0].Name + "=" + cookies[0].Value
-	if d.url.Scheme == "https" && !cookies[0].Secure {
-		d.bad("the cookie goes over http too: start ringward with -public-url %s", d.url)
-	} else {
-		d.ok("a login works, by the cookie %s", cookies[0].Name)
-	}
-	var list bytes.Buffer
-	if err := perform(d.ctx, d.config, request{Command: "session list", Args: []string{d.name}, JSON: true}, &list); err == nil && strings.Contains(list.String(), "203.0.113.77") {
-		d.bad("a client can say which address it has, and guess passwords without a limit: nginx: proxy_set_header X-Forwarded-For $remote_addr; HAProxy: http-request set-header X-Forwarded-For %%[src]")
-	}
-	return d.throughTool()
+	cookie := w.Cookies()[0]
+	d.check(d.url.Scheme != "https" || cookie.Secure, "a login works", "the cookie goes over http too: start ringward with -public-url %s", d.url)
+	live, err := d.sessions(name)
+	spoofed := slices.ContainsFunc(live, func(s sessionView) bool { return s.RemoteAddr == spoofedAddr })
+	d.check(err == nil && !spoofed, "", "a client can say which address it has, and guess passwords without a limit: nginx: proxy_set_header X-Forwarded-For $remote_addr; "+
+		"Caddy: no trusted_proxies that are clients; HAProxy: http-request set-header X-Forwarded-For %%[src] (%v)", err)
+	return d.throughTool(name, cookie.Name+"="+cookie.Value)
+}
+
+const spoofedAddr = "203.0.113.77"
+
+// post sends JSON as a page of ours does.
+func (d *doctor) post(path string, fields map[string]string) (reply, error) {
+	body, _ := json.Marshal(fields)
+	return d.ask("POST", d.prefix+path, string(body), "Content-Type", "application/json", "Origin", d.url.String(), "X-Forwarded-For", spoofedAddr)
 }
 
 // spellings are names under which tools look for who is there.
 var spellings = []string{"Remote-User", "Remote_User", "Remote.User", "REMOTE-USER", "remote-user", "Remote-Groups", "Remote-Email", "X-Remote-User", "X_Remote_User",
 	"X-WebAuth-User", "X-Forwarded-User", "X_Forwarded_User", "X-Auth-Request-User", "X-Authenticated-User", "X-Auth-User", "Forwarded"}
 
-func (d *doctor) throughTool() error {
-	_, body, err := d.ask("GET", "/", "", "Cookie", "a=b; "+d.cookie, "Authorization", "Bearer of-the-tool")
+// around are ways past a rule for a path.
+var around = []string{"/", "//", "/./", "/x", "//x", "/x/../y", "/%2e%2e/x", "/..%2fx", "/%2fx", "/x;y", "/auth", "/AUTH/x", "/auth%2fx", "/%61uth/x", "/auth/../x",
+	"/auth/%2e%2e/x", "/auth/..%2fx", "/healthz/../x", "/static/x", "/api/x", "/favicon.ico", "/robots.txt", "/.well-known/x"}
+
+func (d *doctor) throughTool(name, cookie string) error {
+	w, err := d.ask("GET", "/", "", "Cookie", "a=b; "+cookie, "Authorization", "Bearer of-the-tool")
 	if err != nil {
 		return err
 	}
-	e, ok := echoIn(body)
-	if !ok {
-		fmt.Fprintf(d.out, "      what arrives at the tool cannot be seen: stop it, run ringward doctor -echo ADDR in its place, and this again\n")
+	if !w.passed {
+		fmt.Fprintf(d.out, "      what arrives at the tool cannot be seen (%s): stop it, run ringward doctor -echo ADDR in its place, and this again, with the -tools of the server\n", w.Status)
 		return nil
 	}
-	if e.Header.Get(d.userHeader) != d.name {
-		d.bad("the tool is not told who is there: nginx: auth_request_set $tool_user $upstream_http_remote_user; and proxy_set_header %s $tool_user;", d.userHeader)
-	}
-	if text := strings.Join(e.Header["Cookie"], "; "); strings.Contains(text, d.cookie) {
-		d.bad("the tool gets the session cookie: nginx: proxy_set_header Cookie $tool_cookie; Caddy: request_header Cookie {rp.header.Cookie}")
-	} else if !strings.Contains(text, "a=b") || e.Header.Get("Authorization") == "" {
-		d.bad("the tool gets no cookies or Authorization of its own: start ringward with -trusted-proxies and the gateway's address, and let that send X-Forwarded-Method")
-	} else {
-		d.ok("the tool gets its own cookies, and not the session")
-	}
-	for _, name := range spellings {
-		_, body, err := d.ask("GET", "/", "", "Cookie", d.cookie, name, "spoofed-by-doctor")
+	tool := w.echo.Ringward
+	d.check(w.echo.Header.Get(d.userHeader) == name, "", "the tool is not told who is there: nginx: auth_request_set $tool_user $upstream_http_remote_user; and proxy_set_header %[1]s $tool_user; "+
+		"Caddy: request_header %[1]s {rp.header.%[1]s}; HAProxy: the last list of ringward.lua", d.userHeader)
+	text := strings.Join(w.echo.Header["Cookie"], "; ")
+	d.check(!strings.Contains(text, cookie), "", "the tool gets the session cookie: nginx: proxy_set_header Cookie $tool_cookie; Caddy: request_header Cookie {rp.header.Cookie}; HAProxy: the last list of ringward.lua")
+	d.check(strings.Contains(text, "a=b") && w.echo.Header.Get("Authorization") != "", "the tool gets its own cookies and Authorization",
+		"the tool gets no cookies or Authorization of its own: start ringward with -trusted-proxies and the gateway's address, and let that send X-Forwarded-Method")
+
+	for _, header := range spellings {
+		w, err := d.ask("GET", "/", "", "Cookie", cookie, header, "spoofed-by-doctor")
 		if err != nil {
 			return err
 		}
-		if strings.Contains(string(body), "spoofed-by-doctor") {
-			d.bad("a client can send the tool %s: "+mendHeaders, name)
-		}
+		d.check(!strings.Contains(string(w.body), "spoofed-by-doctor"), "", "a client can send the tool %s: "+mendHeaders, header)
 	}
-	d.ok("identity headers were tried in %d spellings", len(spellings))
-	paths := []string{"/", "//", "/./", "/x", "//x", "/x/../y", "/%2e%2e/x", "/..%2fx", "/%2fx", "/x;y", "/auth", "/AUTH/x", "/auth%2fx", "/%61uth/x", "/auth/../x",
-		"/auth/%2e%2e/x", "/auth/..%2fx", "/healthz/../x", "/static/x", "/api/x", "/favicon.ico", "/robots.txt", "/.well-known/x"}
-	for _, path := range paths {
-		_, body, err := d.ask("GET", path, "")
+	fmt.Fprintf(d.out, "      identity headers were tried in %d spellings\n", len(spellings))
+	for _, path := range around {
+		w, err := d.ask("GET", path, "")
 		if err != nil {
 			return err
 		}
-		if _, passed := echoIn(body); passed {
-			d.bad("%s passes by the login: %s", path, mendVerify)
-		}
+		target, err := url.ParseRequestURI(path)
+		public := err == nil && d.tools.find(d.url.Host) != nil && d.tools.find(d.url.Host).opens(&http.Request{URL: target})
+		d.check(!w.passed || public, "", "%s passes by the login: %s", path, mendVerify)
 	}
-	d.ok("paths were tried in %d spellings without a login", len(paths))
+	fmt.Fprintf(d.out, "      paths were tried in %d spellings without a login\n", len(around))
+
 	path := "/doctor-" + rand.Text()
-	for _, cookie := range []string{d.cookie, ""} {
-		_, body, err := d.ask("GET", path, "", "Cookie", cookie)
-		if err != nil {
-			return err
-		}
-		if _, cached := echoIn(body); cached && cookie == "" {
-			d.bad("the gateway keeps what a user has seen, and shows it to strangers: nginx: no proxy_cache in the tool's location; others likewise")
-		}
-	}
-	w, _, err := d.ask("GET", "/", "", "Cookie", d.cookie, "Connection", "Upgrade", "Upgrade", "websocket", "Sec-Websocket-Version", "13",
+	first, err := d.ask("GET", path, "", "Cookie", cookie, "X-Doctor", "first")
+	second, err2 := d.ask("GET", path, "", "Cookie", cookie, "X-Doctor", "second")
+	stranger, err3 := d.ask("GET", path, "")
+	shown := first.passed && second.passed && second.echo.Header.Get("X-Doctor") == "first"
+	d.check(!shown && !stranger.passed, "", "the gateway keeps what a user has seen, and shows it to others: "+mendCache)
+	upgrade, err4 := d.ask("GET", "/", "", "Cookie", cookie, "Connection", "Upgrade", "Upgrade", "websocket", "Sec-Websocket-Version", "13",
 		"Sec-Websocket-Key", "MDEyMzQ1Njc4OWFiY2RlZg==", "Origin", "https://elsewhere.invalid", "Sec-Fetch-Site", "cross-site")
-	if err == nil && w.StatusCode == http.StatusSwitchingProtocols {
-		d.bad("a page of another site can open a WebSocket as the user: the gateway must send Sec-WebSocket-Version, Origin and Host on to /auth/verify")
+	write, err5 := d.ask("POST", "/", "x", "Cookie", cookie, "Origin", "https://elsewhere.invalid", "Sec-Fetch-Site", "cross-site")
+	if err := cmp.Or(err, err2, err3, err4, err5); err != nil {
+		return err
 	}
-	w, body, err = d.ask("POST", "/", "x", "Cookie", d.cookie, "Origin", "https://elsewhere.invalid", "Sec-Fetch-Site", "cross-site")
-	if _, passed := echoIn(body); err == nil && passed {
-		d.bad("a page of another site can write as the user: the gateway must send X-Forwarded-Method, and ringward know it by -trusted-proxies (%s)", w.Status)
-	}
-	d.reachable(e)
+	d.check(upgrade.StatusCode != http.StatusSwitchingProtocols, "a page of another site can open no WebSocket",
+		"a page of another site can open a WebSocket as the user: "+mendAsked, "Sec-WebSocket-Version, Origin or Sec-Fetch-Site")
+	d.check(!write.passed, "a page of another site can write nothing", "a page of another site can write as the user: "+
+		"let the gateway send X-Forwarded-Method, and start ringward with -trusted-proxies and the gateway's address; "+mendAsked, "Origin or Sec-Fetch-Site")
+	d.reachable(tool)
 	return nil
 }
 
 // reachable looks whether the tool answers without us.
-func (d *doctor) reachable(e echoed) {
-	_, port, err := net.SplitHostPort(e.Ringward)
-	if err != nil {
-		return
-	}
-	direct := http.Client{Timeout: 3 * time.Second}
+func (d *doctor) reachable(tool string) {
 	hosts := []string{d.url.Hostname()}
-	if addrs, err := net.InterfaceAddrs(); err == nil {
-		for _, addr := range addrs {
-			if ip, ok := addr.(*net.IPNet); ok && !ip.IP.IsLoopback() && !ip.IP.IsLinkLocalUnicast() {
-				hosts = append(hosts, ip.IP.String())
-			}
+	addrs, _ := net.InterfaceAddrs()
+	for _, addr := range addrs {
+		if ip, ok := addr.(*net.IPNet); ok {
+			hosts = append(hosts, ip.IP.String())
 		}
 	}
+	_, port, err := net.SplitHostPort(tool)
+	open, gateway := "", d.url
 	for _, host := range hosts {
-		if ip := net.ParseIP(host); host == "localhost" || ip != nil && ip.IsLoopback() {
+		if ip := net.ParseIP(host); err != nil || host == "localhost" || ip != nil && (ip.IsLoopback() || ip.IsLinkLocalUnicast()) {
 			continue
 		}
-		w, err := direct.Get("http://" + net.JoinHostPort(host, port) + "/")
-		if err != nil {
-			continue
-		}
-		body, _ := io.ReadAll(io.LimitReader(w.Body, 1<<20))
-		w.Body.Close()
-		if _, passed := echoIn(body); passed {
-			d.bad("the tool can be reached without ringward at %s: let it listen on 127.0.0.1", net.JoinHostPort(host, port))
-			return
+		d.url = &url.URL{Scheme: "http", Host: net.JoinHostPort(host, port)}
+		if w, err := d.ask("GET", "/", ""); err == nil && w.passed {
+			open = d.url.Host
 		}
 	}
-	d.ok("the tool cannot be reached without ringward")
+	d.url = gateway
+	d.check(open == "", "the tool cannot be reached without ringward", "the tool can be reached without ringward at %s: let it listen on 127.0.0.1", open)
 }
