@@ -3,11 +3,10 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +18,7 @@ type Metrics struct {
 	took     histogram
 	reads    histogram // of the store
 	writes   histogram
-	logins   counters
+	logins   [len(outcomes)]atomic.Int64
 	swept    atomic.Int64
 
 	mu      sync.Mutex // guards what follows
@@ -43,24 +42,17 @@ func (h *histogram) observe(d time.Duration) {
 	h.nanos.Add(int64(d))
 }
 
-// counters are of a few names, all from this program.
-type counters struct {
-	mu     sync.Mutex
-	values map[string]int64
-}
+// outcomes of logins. A pending one goes on to a second factor.
+var outcomes = [...]string{"failed", "ok", "pending", "throttled"}
 
-// loginOutcomes are events of the log, and what they count as.
-var loginOutcomes = map[string]string{"login ok": "ok", "password ok": "pending", "login failed": "failed", "code wrong": "failed",
-	"passkey refused": "failed", "login throttled": "throttled"}
+// outcomeOf says which events of the log are outcomes.
+var outcomeOf = map[string]int{"login failed": 0, "code wrong": 0, "passkey refused": 0, "login ok": 1, "password ok": 2, "login throttled": 3}
 
 // event counts one of the log's events.
 func (m *Metrics) event(what string) {
-	if m == nil || loginOutcomes[what] == "" {
-		return
+	if i, ok := outcomeOf[what]; ok {
+		m.logins[i].Add(1)
 	}
-	m.logins.mu.Lock()
-	m.logins.values[loginOutcomes[what]]++
-	m.logins.mu.Unlock()
 }
 
 func (m *Metrics) request(status int, took time.Duration) {
@@ -84,67 +76,54 @@ func (m *Metrics) store(write bool, took time.Duration) {
 	}
 }
 
-func newMetrics() *Metrics {
-	m := &Metrics{}
-	m.logins.values = map[string]int64{"ok": 0, "pending": 0, "failed": 0, "throttled": 0}
-	return m
-}
-
 // handler is GET /metrics.
 func (m *Metrics) handler(store adminStore) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		m.count(store)
-		var b bytes.Buffer
-		head := func(name, kind, help string) { fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind) }
-		head("ringward_http_requests_total", "counter", "Requests by class of status.")
-		for class := 1; class <= 5; class++ {
-			fmt.Fprintf(&b, "ringward_http_requests_total{class=\"%dxx\"} %d\n", class, m.requests[class].Load())
-		}
-		m.took.write(&b, "ringward_http_request_duration_seconds", "How long requests took.")
-		head("ringward_logins_total", "counter", "Tries to log in by outcome; pending ones go on to a second factor.")
-		m.logins.mu.Lock()
-		for _, outcome := range []string{"failed", "ok", "pending", "throttled"} {
-			fmt.Fprintf(&b, "ringward_logins_total{outcome=%q} %d\n", outcome, m.logins.values[outcome])
-		}
-		m.logins.mu.Unlock()
-		m.reads.write(&b, "ringward_store_read_duration_seconds", "How long reads of the store took.")
-		m.writes.write(&b, "ringward_store_write_duration_seconds", "How long writes to the store took, until they were on disk.")
-		head("ringward_swept_records_total", "counter", "Expired records that were deleted.")
-		fmt.Fprintf(&b, "ringward_swept_records_total %d\n", m.swept.Load())
-		m.mu.Lock()
-		head("ringward_users", "gauge", "Users, counted once a minute.")
-		fmt.Fprintf(&b, "ringward_users %d\n", m.users)
-		head("ringward_sessions", "gauge", "Live sessions, counted once a minute.")
-		fmt.Fprintf(&b, "ringward_sessions %d\n", m.live)
-		m.mu.Unlock()
-		head("ringward_build_info", "gauge", "Which version this is.")
-		fmt.Fprintf(&b, "ringward_build_info{version=%q} 1\n", version())
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		w.Write(b.Bytes())
+		head := func(name, kind, help string) string {
+			fmt.Fprintf(w, "# HELP %s %s\n# TYPE %[1]s %s\n", name, help, kind)
+			return name
+		}
+		one := func(name, kind, help string, value any) { fmt.Fprintf(w, "%s %v\n", head(name, kind, help), value) }
+
+		name := head("ringward_http_requests_total", "counter", "Requests by class of status.")
+		for class := 1; class <= 5; class++ {
+			fmt.Fprintf(w, "%s{class=\"%dxx\"} %d\n", name, class, m.requests[class].Load())
+		}
+		name = head("ringward_logins_total", "counter", "Tries to log in by outcome; pending ones go on to a second factor.")
+		for i, outcome := range outcomes {
+			fmt.Fprintf(w, "%s{outcome=%q} %d\n", name, outcome, m.logins[i].Load())
+		}
+		m.took.write(w, head("ringward_http_request_duration_seconds", "histogram", "How long requests took."))
+		m.reads.write(w, head("ringward_store_read_duration_seconds", "histogram", "How long reads of the store took."))
+		m.writes.write(w, head("ringward_store_write_duration_seconds", "histogram", "How long writes to the store took, until they were on disk."))
+		one("ringward_swept_records_total", "counter", "Expired records that were deleted.", m.swept.Load())
+		users, live := m.count(store)
+		one("ringward_users", "gauge", "Users, counted once a minute.", users)
+		one("ringward_sessions", "gauge", "Sessions that were not swept, counted once a minute.", live)
+		name = head("ringward_build_info", "gauge", "Which version this is.")
+		fmt.Fprintf(w, "%s{version=%q,commit=%q} 1\n", name, version(), commit())
 	}
 }
 
-func (h *histogram) write(b *bytes.Buffer, name, help string) {
-	fmt.Fprintf(b, "# HELP %s %s\n# TYPE %s histogram\n", name, help, name)
+func (h *histogram) write(w io.Writer, name string) {
 	sum := int64(0)
-	for i := range h.counts {
-		bound := "+Inf"
-		if sum += h.counts[i].Load(); i < len(bounds) {
-			bound = strconv.FormatFloat(bounds[i].Seconds(), 'g', -1, 64)
-		}
-		fmt.Fprintf(b, "%s_bucket{le=%q} %d\n", name, bound, sum)
+	for i := range bounds {
+		sum += h.counts[i].Load()
+		fmt.Fprintf(w, "%s_bucket{le=\"%g\"} %d\n", name, bounds[i].Seconds(), sum)
 	}
-	fmt.Fprintf(b, "%s_sum %g\n%s_count %d\n", name, time.Duration(h.nanos.Load()).Seconds(), name, sum)
+	sum += h.counts[len(bounds)].Load()
+	fmt.Fprintf(w, "%s_bucket{le=\"+Inf\"} %d\n%[1]s_sum %[3]g\n%[1]s_count %[2]d\n", name, sum, time.Duration(h.nanos.Load()).Seconds())
 }
 
 // count looks at the store when that was long ago.
-func (m *Metrics) count(store adminStore) {
+func (m *Metrics) count(store adminStore) (users, live int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if time.Since(m.counted) < time.Minute {
-		return
+	if time.Since(m.counted) >= time.Minute {
+		if users, live, err := store.count(); err == nil {
+			m.users, m.live, m.counted = users, live, time.Now()
+		}
 	}
-	if users, live, err := store.count(); err == nil {
-		m.users, m.live, m.counted = users, live, time.Now()
-	}
+	return m.users, m.live
 }

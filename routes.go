@@ -30,7 +30,7 @@ func newProgram(c config, store fullStore, keys []string, log *slog.Logger, base
 	auth.tokenLogin, auth.seen, auth.factor = account.tokenLogin, seenUser, factor
 	protect := &Protect{log: log, gateway: gateway, web: newWeb(c.prefix, c.title, c.publicURL(), base, c.passwordMin), domain: c.cookieDomain}
 	if c.metrics != "" {
-		protect.metrics = newMetrics()
+		protect.metrics = new(Metrics)
 		auth.counted = protect.metrics.event
 		store.timeWith(protect.metrics.store)
 	}

@@ -6,15 +6,19 @@
 package e2e
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -268,4 +272,29 @@ func TestDoctorFinds(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Prometheus's own tool finds nothing in the metrics, also when there is
+// something to count.
+func TestOperationMetrics(t *testing.T) {
+	p := newProgram(t)
+	p.addUser("frodo")
+	s := p.serve("-metrics", "127.0.0.1:0")
+	s.login("frodo")
+	s.want(401, "POST", "/auth/session", credentials("frodo", "wrong"))
+	url := s.says(`metrics on (http://[0-9.:]+/metrics)\n`)
+	w, err := http.Get(url)
+	noErr(t, err)
+	defer w.Body.Close()
+	text, err := io.ReadAll(w.Body)
+	noErr(t, err)
+	promtool := exec.Command("promtool", "check", "metrics")
+	promtool.Stdin = bytes.NewReader(text)
+	if said, err := promtool.CombinedOutput(); err != nil || len(said) > 0 {
+		t.Errorf("promtool: %v, %s\n%s", err, said, text)
+	}
+	if !strings.Contains(string(text), "ringward_logins_total{outcome=\"failed\"} 1\n") || strings.Contains(string(text), "frodo") {
+		t.Errorf("the metrics are\n%s", text)
+	}
+	s.want(404, "GET", "/metrics", "", s.login("frodo")) // not where users are
 }
