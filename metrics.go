@@ -81,7 +81,7 @@ func (m *Metrics) handler(store adminStore) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		head := func(name, kind, help string) string {
-			fmt.Fprintf(w, "# HELP %s %s\n# TYPE %[1]s %s\n", name, help, kind)
+			fmt.Fprintf(w, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", name, help, kind)
 			return name
 		}
 		one := func(name, kind, help string, value any) { fmt.Fprintf(w, "%s %v\n", head(name, kind, help), value) }

@@ -32,7 +32,7 @@ func TestMetrics(t *testing.T) {
 	s := newAccountServer(t, "-metrics", "localhost:0", "-public-url", "http://example.com")
 	s.Handler = s.program // with Protect, which counts
 	first, before := s.figures()
-	line := regexp.MustCompile(`^(# (HELP|TYPE) ringward_\w+ .+|ringward_\w+(\{\w+="[^"]*"(,\w+="[^"]*")*\})? [0-9.e+-]+)\n$`)
+	line := regexp.MustCompile(`^(# HELP ringward_\w+ .+|# TYPE ringward_\w+ (counter|gauge|histogram)|ringward_\w+(\{\w+="[^"]*"(,\w+="[^"]*")*\})? [0-9.e+-]+)\n$`)
 	for text := range strings.Lines(first) {
 		if !line.MatchString(text) {
 			t.Errorf("the line %q", text)
@@ -66,7 +66,7 @@ func TestMetrics(t *testing.T) {
 		`ringward_logins_total{outcome="failed"}`:      "5",
 		`ringward_logins_total{outcome="throttled"}`:   "1",
 		`ringward_logins_total{outcome="pending"}`:     "0",
-		`ringward_store_write_duration_seconds_count`:  "1",
+		`ringward_store_write_duration_seconds_count`:  "4",
 		`ringward_swept_records_total`:                 "7",
 		`ringward_users`:                               "2",
 		`ringward_sessions`:                            "0", // as counted less than a minute ago
