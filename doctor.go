@@ -132,10 +132,10 @@ func (d *doctor) inside() {
 			d.check(free >= 100, "", "there are %d MiB free on the disk of %s: without any, nobody can log in", free, d.db)
 		}
 	}
-	live, err := d.sessions()
+	acts, err := d.acts()
 	d.check(err == nil, "the database can be read", "the database: %v", err)
-	ahead := slices.ContainsFunc(live, func(s sessionView) bool { return s.Created.After(time.Now().Add(clockSlack)) })
-	d.check(!ahead, "", "the clock was put back: there is a session from the future")
+	ahead := slices.ContainsFunc(acts, func(a actView) bool { return a.At.After(time.Now().Add(clockSlack)) })
+	d.check(!ahead, "", "the clock was put back: the audit has entries that are yet to come")
 }
 
 // command runs one, also when we are told to stop: it may be the one that tidies up.
@@ -143,12 +143,13 @@ func (d *doctor) command(out io.Writer, input []byte, words string, args ...stri
 	return perform(context.WithoutCancel(d.ctx), d.config, request{Command: words, Args: args, Input: input, JSON: true}, out)
 }
 
-func (d *doctor) sessions(user ...string) (live []sessionView, err error) {
+// acts is the audit.
+func (d *doctor) acts(user ...string) (all []actView, err error) {
 	var table bytes.Buffer
-	if err = d.command(&table, nil, "session list", user...); err == nil {
-		err = json.Unmarshal(table.Bytes(), &live)
+	if err = d.command(&table, nil, "audit", user...); err == nil {
+		err = json.Unmarshal(table.Bytes(), &all)
 	}
-	return live, err
+	return all, err
 }
 
 // reply is what came back from outside.
@@ -264,8 +265,8 @@ func (d *doctor) asUser() error {
 	}
 	cookie := w.Cookies()[0]
 	d.check(d.url.Scheme != "https" || cookie.Secure, "a login works", "the cookie goes over http too: start ringward with -public-url %s", d.url)
-	live, err := d.sessions(name)
-	spoofed := slices.ContainsFunc(live, func(s sessionView) bool { return s.RemoteAddr == spoofedAddr })
+	acts, err := d.acts(name)
+	spoofed := slices.ContainsFunc(acts, func(a actView) bool { return a.From == spoofedAddr })
 	d.check(err == nil && !spoofed, "", "a client can say which address it has, and guess passwords without a limit: nginx: proxy_set_header X-Forwarded-For $remote_addr; "+
 		"Caddy: no trusted_proxies that are clients; HAProxy: http-request set-header X-Forwarded-For %%[src] (%v)", err)
 	return d.throughTool(name, cookie.Name+"="+cookie.Value)
