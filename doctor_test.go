@@ -99,7 +99,7 @@ func TestDoctorInside(t *testing.T) {
 	}{
 		"nothing": {func(*accountServer) {}, ""},
 		"database": {func(s *accountServer) { noErr(s, os.Chmod(s.path, 0o644)) },
-			"WRONG test.db can be read by others (mode 644): chmod 600 test.db\n"},
+			"WRONG test.db must be there, and for its owner only: chmod 600 test.db\n"},
 		"folder": {func(s *accountServer) { noErr(s, os.Chmod(".", 0o777)) },
 			"WRONG others can write to ., and put another database there: chmod 755 .\n"},
 		"key": {func(s *accountServer) { s.Setenv("SECRET_KEY", "short") }, "WRONG the key: "},
@@ -108,11 +108,11 @@ func TestDoctorInside(t *testing.T) {
 			s.Setenv("SECRET_KEY_FILE", "key")
 			noErr(s, os.WriteFile("key", []byte(testKey), 0o600))
 			noErr(s, os.Chmod("key", 0o640))
-		}, "WRONG key can be read by others (mode 640): chmod 600 key\n"},
+		}, "WRONG key must be there, and for its owner only: chmod 600 key\n"},
 		"clock": {func(s *accountServer) {
 			noErr(s, recording(adminStore(s.store), Act{At: time.Now().Add(time.Hour)}).nothing())
 		}, "WRONG the clock was put back"},
-		"no database": {func(s *accountServer) { s.store.Close(); noErr(s, os.Remove(s.path)) }, "WRONG the database: there is no database test.db"},
+		"no database": {func(s *accountServer) { s.store.Close(); noErr(s, os.Remove(s.path)) }, "WRONG test.db must be there"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("SECRET_KEY", testKey)
