@@ -17,10 +17,10 @@ export GOGC=400                                    # as ringward has it, for all
 
 echo building >&2
 mkdir "$dir/src" "$dir/src/peer" "$dir/src/ringward"
-cp ../{store,file,cache,session,throttle,auth,json,rings}.go peer.go fixed.go go.mod go.sum "$dir/src/peer"
-cp -r ../*.go ../go.mod ../go.sum ../web ../help.txt ../passwords.txt fixed.go "$dir/src/ringward"
+cp ../{store,record,file,cache,session,throttle,auth,json,rings}.go peer.go fixed.go go.mod go.sum "$dir/src/peer"
+cp -r ../*.go ../go.mod ../go.sum ../web ../help.txt ../passwords.txt ../completion.bash fixed.go "$dir/src/ringward"
 rm -f "$dir"/src/ringward/*_test.go
-sed -i 's|^\tmux.Handle("GET /{$}"|\tmux.Handle("GET /fixed", requireLogin(http.HandlerFunc(handleFixed)))\n&|' "$dir/src/ringward/main.go"
+sed -i 's|^\tmux.Handle("GET /{$}"|\tmux.Handle("GET /fixed", requireLogin(http.HandlerFunc(handleFixed)))\n&|' "$dir/src/ringward/routes.go"
 (cd "$dir/src/peer" && go build -tags copied -o "$dir/peer")
 (cd "$dir/src/ringward" && go build -tags copied -ldflags '-s -w' -o "$dir/ringward")
 go build -o "$dir/bench"
