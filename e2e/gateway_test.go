@@ -1,8 +1,9 @@
 //go:build gateways
 
 // gateway_test.go is what the documentation says of tools that ringward stands
-// in front of, with real parts: nginx and Caddy with its configurations, the
-// program itself with -proxy, Chromium, and a tool that tells what it gets.
+// in front of, with real parts: nginx, Caddy and HAProxy with its
+// configurations, the program itself with -proxy, Chromium, and a tool that
+// tells what it gets. Only Traefik is played by a few lines of Go.
 package e2e
 
 import (
@@ -11,13 +12,14 @@ import (
 	"crypto/sha1"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html"
 	"io"
-	"io/fs"
+	"log"
+	"maps"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -109,9 +111,14 @@ func (tool *gatewayTool) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	default:
+		for name, values := range r.URL.Query() {
+			if name == "Cache-Control" || name == "Clear-Site-Data" || name == "Set-Cookie" {
+				w.Header()[name] = values
+			}
+		}
 		body, _ := io.ReadAll(r.Body)
 		got, _ := json.Marshal(toolGot{r.Method, r.RequestURI, r.Host, string(body), r.Header})
-		http.SetCookie(w, &http.Cookie{Name: "tool", Value: "1", HttpOnly: true})
+		w.Header().Add("Set-Cookie", "tool=1; HttpOnly")
 		if strings.Contains(r.Header.Get("Accept"), "text/html") {
 			w.Header().Set("Content-Type", "text/html")
 			fmt.Fprintf(w, `<link rel="icon" href="data:,"><main id="page">%s</main>`, html.EscapeString(string(got)))
@@ -154,25 +161,28 @@ func echoSocket(w http.ResponseWriter, r *http.Request) {
 // gateway is one of the ways in which ringward stands before the tool.
 type gateway struct {
 	*ringward
-	tool *gatewayTool
-	addr string // where browsers reach it
+	tool   *gatewayTool
+	addr   string // where browsers reach it
+	secure string // where they reach it by https, "" if they cannot
 }
 
-// documented returns the one block of the documentation in that language.
-func documented(t *testing.T, language string) string {
+// documented returns the blocks of the documentation in a language.
+func documented(t *testing.T, language string) []string {
 	t.Helper()
-	text, err := os.ReadFile("../docs/gateways.md")
-	if errors.Is(err, fs.ErrNotExist) {
-		text, err = os.ReadFile("../README.md")
+	var blocks []string
+	for _, page := range []string{"gateways", "haproxy"} {
+		text, err := os.ReadFile("../docs/" + page + ".md")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, block := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+			blocks = append(blocks, block[1])
+		}
 	}
-	if err != nil {
-		t.Fatal(err)
+	if blocks == nil {
+		t.Fatal("there is no block of ", language)
 	}
-	blocks := regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(string(text), -1)
-	if len(blocks) != 1 {
-		t.Fatalf("there are %d blocks of %s", len(blocks), language)
-	}
-	return blocks[0][1]
+	return blocks
 }
 
 // startOther starts a server of others, in a folder, and waits until it listens.
@@ -192,29 +202,65 @@ func startOther(t *testing.T, addr, folder, name string, args ...string) {
 	})
 }
 
+// inFolder writes a file into a folder of its own.
+func inFolder(t *testing.T, name, text string) (folder string) {
+	t.Helper()
+	folder = t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
+// ownPlaces replaces the addresses and files of the documentation.
+func (g *gateway) ownPlaces(block string) string {
+	cert, key := certificate(g.T, "*.example.com")
+	host, port, _ := net.SplitHostPort(g.addr)
+	site := " {\n\tbind " + host + "\n"
+	return strings.NewReplacer("127.0.0.1:8080", g.server.addr(), "127.0.0.1:3000", g.tool.addr,
+		// nginx
+		"listen 80;", "listen "+g.addr+";", "listen 443 ssl;", "listen "+g.secure+" ssl;",
+		"/etc/ssl/tool.example.com.crt", cert, "/etc/ssl/tool.example.com.key", key,
+		// Caddy
+		":80 {", ":"+port+site, "tool.example.com {", "tool.example.com"+site+"\ttls "+cert+" "+key+"\n",
+		// HAProxy
+		"bind :80", "bind "+g.addr, "bind :443 ssl crt /etc/haproxy/tool.example.com.pem", "bind "+g.secure+" ssl crt "+together(g.T, cert, key),
+		"/etc/haproxy/ringward.lua", "ringward.lua",
+	).Replace(block)
+}
+
+func together(t *testing.T, files ...string) string {
+	t.Helper()
+	var all []byte
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, text...)
+	}
+	return filepath.Join(inFolder(t, "all.pem", string(all)), "all.pem")
+}
+
 func startNginx(t *testing.T, addr, block string) {
 	t.Helper()
-	folder := t.TempDir()
 	config := "daemon off;\nuser root;\npid nginx.pid;\nerror_log stderr warn;\nevents {}\nhttp {\naccess_log off;\n"
 	for _, part := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
 		config += part + "_temp_path " + part + ";\n"
 	}
-	if err := os.WriteFile(filepath.Join(folder, "nginx.conf"), []byte(config+block+"}\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	folder := inFolder(t, "nginx.conf", config+block+"}\n")
 	startOther(t, addr, folder, "nginx", "-p", folder, "-c", "nginx.conf", "-e", "stderr")
 }
 
-func startCaddy(t *testing.T, addr, block string) {
+func startCaddy(t *testing.T, addr, secure, block string) {
 	t.Helper()
-	folder := t.TempDir()
-	if err := os.WriteFile(filepath.Join(folder, "Caddyfile"), []byte("{\n\tadmin off\n}\n"+block), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	_, port, _ := net.SplitHostPort(addr)
+	_, securePort, _ := net.SplitHostPort(secure)
+	folder := inFolder(t, "Caddyfile", "{\n\tadmin off\n\thttp_port "+port+"\n\thttps_port "+securePort+"\n}\n"+block)
 	startOther(t, addr, folder, "caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile")
 }
 
-var gatewayModes = []string{"nginx", "caddy", "proxy"}
+var gatewayModes = []string{"nginx", "caddy", "haproxy", "traefik", "proxy"}
 
 func startGateway(t *testing.T, mode string, flags ...string) *gateway {
 	t.Helper()
@@ -224,19 +270,130 @@ func startGateway(t *testing.T, mode string, flags ...string) *gateway {
 		g.addr = g.server.addr()
 	} else {
 		g.ringward = start(t, flags...)
-		g.addr = ownAddr()
-		host, port, _ := net.SplitHostPort(g.addr)
-		places := strings.NewReplacer("127.0.0.1:8080", g.server.addr(), "127.0.0.1:3000", g.tool.addr,
-			"listen 80;", "listen "+g.addr+";", ":80 {", ":"+port+" {\n\tbind "+host)
-		if mode == "nginx" {
-			startNginx(t, g.addr, places.Replace(documented(t, "nginx")))
-		} else {
-			startCaddy(t, g.addr, places.Replace(documented(t, "caddyfile")))
-		}
+		g.before(mode)
 	}
 	g.url = "http://" + g.addr // for browsers
 	g.addUser("frodo")
 	return g
+}
+
+// before starts the gateway before ringward and the tool.
+func (g *gateway) before(mode string) {
+	g.Helper()
+	g.addr, g.secure = ownAddr(), ownAddr()
+	switch mode {
+	case "nginx":
+		startNginx(g.T, g.addr, g.ownPlaces(documented(g.T, "nginx")[0]))
+	case "caddy":
+		startCaddy(g.T, g.addr, g.secure, g.ownPlaces(documented(g.T, "caddyfile")[0]))
+	case "haproxy":
+		folder := inFolder(g.T, "haproxy.cfg", g.ownPlaces(documented(g.T, "haproxy")[0]))
+		if err := os.WriteFile(filepath.Join(folder, "ringward.lua"), []byte(g.ownPlaces(documented(g.T, "lua")[0])), 0o600); err != nil {
+			g.Fatal(err)
+		}
+		startOther(g.T, g.addr, folder, "haproxy", "-db", "-f", "haproxy.cfg")
+	case "traefik":
+		g.secure = ""
+		startTraefik(g)
+	}
+}
+
+// startTraefik plays Traefik 3 with the documented configuration: what its
+// ForwardAuth sends, and what it does with the response.
+func startTraefik(g *gateway) {
+	g.Helper()
+	config := g.ownPlaces(documented(g.T, "yaml")[0])
+	value := func(pattern string) string {
+		m := regexp.MustCompile(pattern).FindStringSubmatch(config)
+		if m == nil {
+			g.Fatalf("the configuration has no %s", pattern)
+		}
+		return m[1]
+	}
+	address := value(`address: (\S+)`)
+	replaced := regexp.MustCompile(value(`authResponseHeadersRegex: "(.*)"`))
+	cookies := strings.Split(value(`addAuthCookiesToResponse: \[(.*)\]`), ", ")
+	value(`trustForwardHeader: (false)`)
+
+	to := func(addr string) *httputil.ReverseProxy {
+		return &httputil.ReverseProxy{ErrorLog: log.New(io.Discard, "", 0), FlushInterval: -1, Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL.Scheme, p.Out.URL.Host = "http", addr
+			p.Out.URL.RawQuery = p.In.URL.RawQuery
+			p.Out.Header.Set("X-Forwarded-For", hostOf(p.In.RemoteAddr))
+			p.Out.Header.Set("X-Forwarded-Host", p.In.Host)
+			p.Out.Header.Set("X-Forwarded-Proto", "http")
+			p.Out.Header.Set("X-Real-Ip", hostOf(p.In.RemoteAddr))
+		}}
+	}
+	own := to(g.server.addr())
+	// What Traefik itself takes from clients that it does not trust.
+	forwarded := regexp.MustCompile(`^X-(Forwarded-(Proto|For|Host|Port|Server|Uri|Method|Prefix|Tls-Client-Cert(-Info)?)|Real-Ip)$`)
+	listener, err := net.Listen("tcp", g.addr)
+	if err != nil {
+		g.Fatal(err)
+	}
+	server := &http.Server{ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		maps.DeleteFunc(r.Header, func(name string, _ []string) bool { return forwarded.MatchString(name) })
+		r.Trailer = nil
+		for _, name := range strings.Split(r.Header.Get("Connection"), ",") {
+			if name = strings.TrimSpace(name); !strings.EqualFold(name, "Upgrade") {
+				r.Header.Del(name)
+			}
+		}
+		delete(r.Header, "Connection")
+		if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+			r.Header.Set("Connection", "Upgrade")
+		}
+		if strings.HasPrefix(r.URL.Path, "/auth/") {
+			own.ServeHTTP(w, r)
+			return
+		}
+		ask, _ := http.NewRequestWithContext(r.Context(), "GET", address, nil)
+		ask.Header = r.Header.Clone()
+		for _, name := range []string{"Connection", "Keep-Alive", "Proxy-Authorization", "Te", "Transfer-Encoding", "Upgrade"} {
+			ask.Header.Del(name)
+		}
+		ask.Header.Set("X-Forwarded-For", hostOf(r.RemoteAddr))
+		ask.Header.Set("X-Forwarded-Method", r.Method)
+		ask.Header.Set("X-Forwarded-Proto", "http")
+		ask.Header.Set("X-Forwarded-Host", r.Host)
+		ask.Header.Set("X-Forwarded-Uri", r.URL.RequestURI())
+		answer, err := http.DefaultTransport.RoundTrip(ask)
+		if err != nil {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		defer answer.Body.Close()
+		if answer.StatusCode/100 != 2 {
+			maps.Copy(w.Header(), answer.Header)
+			w.WriteHeader(answer.StatusCode)
+			io.Copy(w, answer.Body)
+			return
+		}
+		maps.DeleteFunc(r.Header, func(name string, _ []string) bool { return replaced.MatchString(name) })
+		for name, values := range answer.Header {
+			if replaced.MatchString(name) {
+				r.Header[name] = values
+			}
+		}
+		tool := to(g.tool.addr)
+		tool.ModifyResponse = func(response *http.Response) error {
+			for _, cookie := range answer.Cookies() {
+				if slices.Contains(cookies, cookie.Name) {
+					response.Header.Add("Set-Cookie", cookie.String())
+				}
+			}
+			return nil
+		}
+		tool.ServeHTTP(w, r)
+	})}
+	go server.Serve(listener)
+	g.Cleanup(func() { server.Close() })
+}
+
+func hostOf(addr string) string {
+	host, _, _ := net.SplitHostPort(addr)
+	return host
 }
 
 // raw sends the text of a request, whose lines may end in \n, over a connection
@@ -284,10 +441,14 @@ func (g *gateway) get(path, cookie string, lines ...string) string {
 	return "GET " + path + " HTTP/1.1\nHost: " + g.addr + "\nCookie: " + cookie + "\n" + strings.Join(append(lines, ""), "\n") + "\n"
 }
 
-// forGateways runs f before every gateway, when it is trusted and when not.
+// forGateways runs f before every gateway, when it is trusted and, but for
+// Traefik, when not.
 func forGateways(t *testing.T, f func(t *testing.T, mode string, flags []string)) {
 	for _, mode := range gatewayModes {
 		for name, flags := range map[string][]string{"trusted": {"-trusted-proxies", "127.0.0.1/32"}, "untrusted": nil} {
+			if mode == "traefik" && flags == nil {
+				continue // it says only in X-Forwarded-Host which host was asked
+			}
 			t.Run(mode+"/"+name, func(t *testing.T) { f(t, mode, flags) })
 		}
 	}
@@ -297,12 +458,12 @@ func TestGatewayBrowser(t *testing.T) {
 	forGateways(t, func(t *testing.T, mode string, flags []string) {
 		g := startGateway(t, mode, flags...)
 		d := g.device()
-		for _, path := range []string{"/reports?week=3&x=a%26b", "/reports?week=3", "/a%2Fb//c;d?q=%2B+%25&redirect&uri=//evil.test#top"} {
-			asked, _, _ := strings.Cut(path, "#")
+		for _, path := range []string{"/reports?week=3&x=a%26b", "/reports?week=3", "/a%2Fb//c;d?q=%2B+%25&redirect&uri=//evil.test#/workloads/42"} {
+			asked, fragment, _ := strings.Cut(path, "#")
 			d.do(chromedp.Navigate(g.url + path))
 			d.until(`location.pathname === '/auth/login' && !document.querySelector('#page').hidden`)
 			d.login("frodo", password)
-			d.until(`location.pathname + location.search === %s && document.readyState === 'complete'`, js(asked))
+			d.until(`location.pathname + location.search === %s && location.hash.slice(1) === %s && document.readyState === 'complete'`, js(asked), js(fragment))
 			var got toolGot
 			if err := json.Unmarshal([]byte(d.eval(`document.querySelector('#page').innerText`)), &got); err != nil {
 				t.Fatal(err)
@@ -356,13 +517,19 @@ func TestGatewayIdentity(t *testing.T) {
 			"Remote-Groups: gandalf", "Remote-Email: gandalf", "Remote-Name: gandalf", "Remote_Groups: gandalf",
 			"X-Forwarded-For: 6.6.6.6", "X_Forwarded_For: 6.6.6.6", "X-Forwarded-Host: gandalf", "X-Forwarded-Proto: gandalf",
 			"X-Forwarded-User: gandalf", "X-Forwarded-Email: gandalf", "X-Forwarded-Groups: gandalf", "X-Forwarded-Preferred-Username: gandalf",
-			"X-Forwarded-Port: 6.6.6.6", "X-Forwarded-Prefix: /gandalf", "X-Forwarded-Uri: /gandalf", "X-Forwarded-Method: GANDALF", "X-Forwarded-Server: gandalf",
-			"Forwarded: for=6.6.6.6", "X-Real-IP: 6.6.6.6",
+			"X-Forwarded-Access-Token: gandalf", "X-Forwarded-Port: 6.6.6.6", "X-Forwarded-Prefix: /gandalf", "X-Forwarded-Uri: /gandalf",
+			"X-Forwarded-Method: GANDALF", "X-Forwarded-Server: gandalf", "Forwarded: for=6.6.6.6", "X-Real-IP: 6.6.6.6",
+			"X-Remote-User: gandalf", "X_Remote_User: gandalf", "X-Remote-Group: gandalf", "X-Remote-Groups: gandalf", "X-Remote-Email: gandalf", "X-Remote-Name: gandalf",
+			"X-WebAuth-User: gandalf", "X.WebAuth.User: gandalf", "X-WebAuth-Name: gandalf", "X-WebAuth-Email: gandalf", "X-WebAuth-Role: gandalf", "X-WebAuth-Groups: gandalf",
+			"X-Auth-User: gandalf", "X-Auth-Username: gandalf", "X-Auth-Request-User: gandalf", "X-Auth-Request-Email: gandalf", "X-Auth-Request-Groups: gandalf",
+			"X-Auth-Request-Preferred-Username: gandalf", "X-Auth-Request-Access-Token: gandalf",
+			"X-Authenticated-User: gandalf", "X-Authenticated-Userid: gandalf", "X-Authenticated-Email: gandalf", "X-Authenticated-Groups: gandalf",
+			"X-Authentik-Username: gandalf", "X-Authentik-Groups: gandalf", "X-Authentik-Email: gandalf",
 		} {
 			name, _, _ := strings.Cut(spoof, ":")
 			for _, lines := range [][]string{
 				{spoof}, {spoof, spoof}, {"Connection: " + name, spoof}, {"Connection: " + name}, {"Connection: close, Remote-User", spoof},
-				{"Connection: Upgrade, " + name, "Upgrade: h2c", spoof}, {"Connection: Upgrade, Remote-User", "Upgrade: websocket", spoof},
+				{"Connection: Upgrade, " + name, "Upgrade: h2c", spoof}, {"Connection: Upgrade, Remote-User", "Upgrade: websocket", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", spoof},
 				{"Transfer-Encoding: chunked", "Trailer: " + name + "\n\n3\r\nabc\r\n0\r\n" + spoof + "\r\n\r\n"},
 			} {
 				request := g.get("/", "a=1; "+cookie+"; b=2", lines...)
@@ -385,33 +552,23 @@ func TestGatewayIdentity(t *testing.T) {
 						t.Errorf("the tool got %v of\n%s", h, request)
 					}
 				}
-				if !strings.HasPrefix(fmt.Sprint(h["Cookie"]), "[a=1; b=2") {
-					t.Errorf("the tool got the cookies %q", h["Cookie"])
-				}
-			}
-		}
-		for sent, want := range map[string]string{
-			cookie: "", cookie + "; b=2": "b=2", "a=1; " + cookie: "a=1", "a=1; xringward=2; " + cookie + "; b=2": "a=1; xringward=2; b=2",
-			cookie + "; __Host-ringward=x.y": "", "__Secure-ringward=x.y; a=1; " + cookie: "a=1",
-		} {
-			_, body := g.raw(g.get("/", sent))
-			var got toolGot
-			if err := json.Unmarshal([]byte(body), &got); err != nil || strings.TrimRight(got.Header.Get("Cookie"), "; ") != want {
-				t.Errorf("the tool got the cookies %q of %q, want %q: %v", got.Header["Cookie"], sent, want, err)
 			}
 		}
 	})
 }
 
-// Whatever the spelling, nothing reaches the tool without a login.
 // Of a gateway that is not trusted, ringward cannot know that a request writes.
+// Traefik never tells it of an upgrade.
 func TestGatewayOtherSites(t *testing.T) {
 	forGateways(t, func(t *testing.T, mode string, flags []string) {
 		g := startGateway(t, mode, flags...)
 		cookie := g.login()
 		const upgrade = "Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
 		for _, other := range []string{"Origin: http://evil.test", "Origin: null", "Origin: http://localhost:1", "Sec-Fetch-Site: same-site", "Sec-Fetch-Site: cross-site"} {
-			requests := []string{g.get("/socket", cookie, upgrade, other)}
+			var requests []string
+			if mode != "traefik" {
+				requests = append(requests, g.get("/socket", cookie, upgrade, other))
+			}
 			if flags != nil || mode == "proxy" {
 				requests = append(requests, strings.Replace(g.get("/", cookie, "Content-Length: 0", other), "GET", "POST", 1))
 			}
@@ -434,6 +591,7 @@ func TestGatewayOtherSites(t *testing.T) {
 	})
 }
 
+// Whatever the spelling, nothing reaches the tool without a login.
 func TestGatewayPaths(t *testing.T) {
 	paths := []string{
 		"/", "//", "//x", "//auth/login", "/%2e%2e/", "/x/../auth/session", "/auth/../x", "/auth/%2e%2e/x", "/auth/..%2fx", "/auth%2f..%2fx", "/auth/login/../../x",
@@ -492,7 +650,7 @@ func TestGatewayRenewal(t *testing.T) {
 
 // When ringward is away nobody gets in.
 func TestGatewayWithoutRingward(t *testing.T) {
-	for _, mode := range []string{"nginx", "caddy"} {
+	for _, mode := range gatewayModes[:4] {
 		t.Run(mode, func(t *testing.T) {
 			g := startGateway(t, mode)
 			cookie := g.login()
@@ -653,7 +811,8 @@ func TestGatewayDomain(t *testing.T) {
 	rw.url = public
 	rw.addUser("frodo")
 	startNginx(t, nginxAddr, strings.NewReplacer("http://127.0.0.1:8080", "https://"+authAddr, "127.0.0.1:3000", tool.addr,
-		"listen 80;", "listen "+nginxAddr+" ssl; ssl_certificate "+cert+"; ssl_certificate_key "+key+";").Replace(documented(t, "nginx")))
+		"listen 80;", "", "listen 443 ssl;", "listen "+nginxAddr+" ssl;",
+		"/etc/ssl/tool.example.com.crt", cert, "/etc/ssl/tool.example.com.key", key).Replace(documented(t, "nginx")[0]))
 
 	ctx, err := chromium(chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("host-resolver-rules", "MAP *.test "+host))
 	if err != nil {
@@ -679,8 +838,8 @@ func TestGatewayDomain(t *testing.T) {
 	}
 	one, two, three := "https://one.example.test:"+authPort, "https://two.example.test:"+authPort, "https://three.example.test:"+nginxPort
 
-	asks(one + "/reports?week=3&x=a%26b")
-	login(one)
+	asks(one + "/reports?week=3&x=a%26b") // whose login page is on another name
+	login(rw.url)
 	lands(one + "/reports?week=3&x=a%26b")
 	asks(two + "/x") // no second login
 	lands(two + "/x")
@@ -689,9 +848,9 @@ func TestGatewayDomain(t *testing.T) {
 	logout()
 	for _, tool := range []string{one, two} {
 		asks(tool + "/x")
-		d.until(`location.href === %s`, js(tool+"/auth/login?next=%2Fx"))
+		d.until(`location.href === %s`, js(rw.url+"/auth/login?next="+url.QueryEscape(tool+"/x")))
 	}
-	asks(three + "/reports?week=3&x=a%26b") // whose login page is on another name
+	asks(three + "/reports?week=3&x=a%26b")
 	login(rw.url)
 	lands(three + "/reports?week=3&x=a%26b")
 	asks(one + "/")
