@@ -364,6 +364,14 @@ async function loggedIn({pending, enrol}) {
 	})
 	form.code.focus()
 	form.code.oninput = () => /^ *\d{3} ?\d{3} *$/.test(form.code.value) && form.requestSubmit()
+	$('recover').onclick = () => {
+		$('recover').hidden = true
+		say(form.code)
+		form.code.labels[0].textContent = 'Recovery code'
+		$('code-hint').textContent = 'One of those that you were shown when you set up your app.'
+		Object.assign(form.code, {value: '', oninput: null, inputMode: 'text', autocomplete: 'off'})
+		form.code.focus()
+	}
 }
 
 // setUpApp shows what an app has to know, takes its first code, and shows the
@@ -471,7 +479,7 @@ function passkeyLine(passkey) {
 async function showFactors() {
 	const {totp, recoveryCodes, passkeys} = await api('GET', '/auth/factors')
 	$('app-is').textContent = totp
-		? 'An authenticator app is set up since ' + day(totp.created) + '. ' + recoveryCodes + ' recovery codes are left.'
+		? 'An authenticator app is set up since ' + day(totp.created) + '. ' + recoveryCodes + (recoveryCodes === 1 ? ' recovery code is left.' : ' recovery codes are left.')
 		: 'A code of an app on your phone, asked for after the password.'
 	$('app-set').textContent = totp ? 'Set up another app' : 'Set up an authenticator app'
 	$('codes-new').hidden = $('app-remove').hidden = !totp
