@@ -51,12 +51,11 @@ func (s *accountServer) offer(body string, headers ...string) testApp {
 	return testApp{seed: seed}
 }
 
-// accept sends the app's code, of the step before this one, so that a login in
-// this step is possible at once.
+// accept sends the app's code. A login at once needs the next one.
 func (s *accountServer) accept(app *testApp, pending string, headers ...string) (cookie string) {
 	s.Helper()
 	var kept struct{ RecoveryCodes []string }
-	w := s.want(http.StatusOK, &kept, "PUT", "/auth/totp", object("pending", pending, "code", app.code(-1)), headers...)
+	w := s.want(http.StatusOK, &kept, "PUT", "/auth/totp", object("pending", pending, "code", app.code(0)), headers...)
 	if app.codes = kept.RecoveryCodes; len(app.codes) != codeCount {
 		s.Fatalf("got %s", w.Body)
 	}
@@ -128,7 +127,7 @@ func TestApp(t *testing.T) {
 		mine := []string{"Cookie", before, "Ringward-Proof", proof}
 		for _, call := range []string{"POST /auth/totp", "PUT /auth/totp", "DELETE /auth/totp", "POST /auth/recovery-codes"} {
 			method, path, _ := strings.Cut(call, " ")
-			body := map[string]string{"PUT": `{"code":"123456"}`}[method]
+			body := map[string]string{"PUT": `{"code":"12345x"}`}[method]
 			if w := s.want(http.StatusForbidden, nil, method, path, body, "Cookie", before); !strings.Contains(w.Body.String(), "Confirm that it is you") {
 				t.Errorf("%s without a proof: %s", call, w.Body)
 			}
@@ -162,11 +161,10 @@ func TestApp(t *testing.T) {
 		mine = []string{"Cookie", cookie, "Ringward-Proof", s.proof(cookie)}
 
 		p := s.pend("frodo")
-		s.wantCode("the code that set it up", http.StatusUnauthorized, p.Pending, app.code(-1))
-		s.wantCode("a code", http.StatusCreated, p.Pending, app.code(0))
-		s.wantCode("the same again", http.StatusUnauthorized, p.Pending, app.code(0))
-		s.wantCode("the one after it, a little early", http.StatusCreated, p.Pending, app.code(1))
-		s.wantCode("one of before", http.StatusUnauthorized, p.Pending, app.code(0))
+		s.wantCode("the code that set it up", http.StatusUnauthorized, p.Pending, app.code(0))
+		s.wantCode("the next, a little early", http.StatusCreated, p.Pending, app.code(1))
+		s.wantCode("the same again", http.StatusUnauthorized, p.Pending, app.code(1))
+		s.wantCode("one of before", http.StatusUnauthorized, p.Pending, app.code(-1))
 		s.wantCode("one too early", http.StatusUnauthorized, p.Pending, app.code(2))
 		time.Sleep(2 * codeStep * time.Second)
 		typed := app.code(0)
@@ -225,7 +223,7 @@ func TestRecoveryCodeLogin(t *testing.T) {
 		s.wantCode(code+" again", http.StatusUnauthorized, pending, code)
 		s.printed("user unlock", "frodo")
 	}
-	s.wantCode("the app goes on", http.StatusCreated, pending, frodo.code(0))
+	s.wantCode("the app goes on", http.StatusCreated, pending, frodo.code(1))
 	if has, _ := s.store.factors("frodo"); len(has.Codes) != 0 {
 		t.Errorf("%d are left", len(has.Codes))
 	}
@@ -271,7 +269,7 @@ func TestPendingLoginOpensNoRoute(t *testing.T) {
 			if path == "/auth/totp" {
 				body = object("pending", p.Pending)
 				if method == "PUT" {
-					body = object("pending", p.Pending, "code", "123456")
+					body = object("pending", p.Pending, "code", "12345x")
 				}
 			}
 			s.auth.throttle = newThrottle(1)
@@ -378,7 +376,7 @@ func TestWrongCodesWait(t *testing.T) {
 			if i >= 200 {
 				from = fmt.Sprintf("[2001:db8:0:%x::1]:4000", i%200)
 			}
-			r := httptest.NewRequest("POST", "/auth/session/code", strings.NewReader(object("pending", p.Pending, "code", fmt.Sprintf("%06d", i))))
+			r := httptest.NewRequest("POST", "/auth/session/code", strings.NewReader(object("pending", p.Pending, "code", fmt.Sprintf("%05dx", i))))
 			r.Header.Set("Content-Type", "application/json")
 			r.RemoteAddr = from
 			w := httptest.NewRecorder()
@@ -423,7 +421,7 @@ func TestOneCodeAtOnce(t *testing.T) {
 	s := newAccountServer(t)
 	app, _ := s.withApp("frodo")
 	before := s.live("frodo")
-	for _, code := range []string{app.code(0), app.codes[0]} {
+	for _, code := range []string{app.code(1), app.codes[0]} {
 		pending := s.pend("frodo").Pending
 		before++
 		s.atOnce(100, before, func() *httptest.ResponseRecorder { return s.sendCode(pending, code) })
@@ -465,9 +463,9 @@ func TestRequiredFactor(t *testing.T) {
 		if !p.Enrol {
 			t.Fatalf("got %+v", p)
 		}
-		s.wantCode("a code of nothing", http.StatusUnauthorized, p.Pending, "123456")
+		s.wantCode("a code of nothing", http.StatusUnauthorized, p.Pending, "12345x")
 		app := s.offer(object("pending", p.Pending))
-		s.want(http.StatusForbidden, nil, "PUT", "/auth/totp", object("pending", p.Pending, "code", "123456"))
+		s.want(http.StatusForbidden, nil, "PUT", "/auth/totp", object("pending", p.Pending, "code", "12345x"))
 		other := s.pend("sam")
 		s.want(http.StatusForbidden, nil, "PUT", "/auth/totp", object("pending", other.Pending, "code", app.code(0)))
 		if s.live("frodo") != 0 {
@@ -478,7 +476,7 @@ func TestRequiredFactor(t *testing.T) {
 			s.want(http.StatusUnauthorized, nil, "POST", "/auth/totp", object("pending", late))
 			s.want(http.StatusUnauthorized, nil, "PUT", "/auth/totp", object("pending", late, "code", app.code(0)))
 		}
-		s.wantCode("then a login", http.StatusCreated, s.pend("frodo").Pending, app.code(0))
+		s.wantCode("then a login", http.StatusCreated, s.pend("frodo").Pending, app.code(1))
 
 		late := s.pend("sam").Pending
 		time.Sleep(pendingLife)
@@ -533,7 +531,7 @@ func TestNoWayRoundTheFactor(t *testing.T) {
 		t.Errorf("an invite: got %s, %v, %d sessions", w.Body, w.Header(), s.live("frodo"))
 	}
 	s.want(http.StatusUnauthorized, nil, "GET", "/ringsofpower", "", "Authorization", "Bearer "+token.Token)
-	s.wantCode("then the code", http.StatusCreated, p.Pending, app.code(0))
+	s.wantCode("then the code", http.StatusCreated, p.Pending, app.code(1))
 	s.want(http.StatusAccepted, nil, "POST", "/auth/session", credentials("FRODO", newPassword))
 }
 
@@ -542,7 +540,7 @@ func TestPendingAfterRehash(t *testing.T) {
 	s := newAccountServer(t)
 	app, _ := s.withApp("frodo")
 	s.auth.Cost++
-	s.wantCode("a code", http.StatusCreated, s.pend("frodo").Pending, app.code(0))
+	s.wantCode("a code", http.StatusCreated, s.pend("frodo").Pending, app.code(1))
 }
 
 // The form for browsers without JavaScript takes the code too.
@@ -561,13 +559,13 @@ func TestCodeForm(t *testing.T) {
 	if w.Code != http.StatusOK || pending == nil || w.Header()["Set-Cookie"] != nil || strings.Contains(w.Body.String(), "{") {
 		t.Fatalf("got %d %v %s", w.Code, w.Header(), w.Body)
 	}
-	if w = form("pending=" + pending[1] + "&code=000000"); w.Code != http.StatusUnauthorized || !strings.Contains(w.Body.String(), wrongCode) {
+	if w = form("pending=" + pending[1] + "&code=00000x"); w.Code != http.StatusUnauthorized || !strings.Contains(w.Body.String(), wrongCode) {
 		t.Errorf("a wrong code: %d %s", w.Code, w.Body)
 	}
-	if w = form("pending=x&code=" + app.code(0)); w.Code != http.StatusUnauthorized || !strings.Contains(w.Body.String(), pendingOver.title) {
+	if w = form("pending=x&code=" + app.code(1)); w.Code != http.StatusUnauthorized || !strings.Contains(w.Body.String(), pendingOver.title) {
 		t.Errorf("a login of long ago: %d %s", w.Code, w.Body)
 	}
-	w = form("pending=" + pending[1] + "&code=" + app.code(0))
+	w = form("pending=" + pending[1] + "&code=" + app.code(1))
 	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/a" {
 		t.Errorf("got %d %v", w.Code, w.Header())
 	}
@@ -623,34 +621,37 @@ func (s *accountServer) withKeys(keys ...string) *accountServer {
 // A new key in front of the old one: everybody is still in. Without the old one
 // whoever did not log in meanwhile is told what to do.
 func TestKeyRotationAndLoss(t *testing.T) {
-	first := newAccountServer(t)
-	frodo, cookie := first.withApp("frodo")
-	sam, _ := first.withApp("sam")
-	pending := first.pend("frodo").Pending
-	newer := strings.Repeat("n", minKey)
+	synctest.Test(t, func(t *testing.T) {
+		first := newAccountServer(t)
+		frodo, cookie := first.withApp("frodo")
+		sam, _ := first.withApp("sam")
+		pending := first.pend("frodo").Pending
+		newer := strings.Repeat("n", minKey)
 
-	rotated := first.withKeys(newer, testKey)
-	rotated.want(http.StatusOK, nil, "GET", "/auth/session", "", "Cookie", cookie)
-	before, _ := first.store.factors("frodo")
-	rotated.wantCode("a login that was pending", http.StatusCreated, pending, frodo.codes[0])
-	if after, _ := first.store.factors("frodo"); after.Seed != before.Seed {
-		t.Error("a recovery code sealed the seed anew, which it never showed to be right")
-	}
-	rotated.wantCode("a login", http.StatusCreated, rotated.pend("frodo").Pending, frodo.code(0))
-
-	lost := first.withKeys(newer)
-	lost.wantCode("whose seed was sealed anew", http.StatusCreated, lost.pend("frodo").Pending, frodo.code(1))
-	for _, code := range []string{sam.code(0), "123456"} {
-		w := lost.wantCode("whose was not", http.StatusForbidden, lost.pend("sam").Pending, code)
-		if !strings.Contains(w.Body.String(), "reset your second factor") {
-			t.Errorf("got %s", w.Body)
+		rotated := first.withKeys(newer, testKey)
+		rotated.want(http.StatusOK, nil, "GET", "/auth/session", "", "Cookie", cookie)
+		before, _ := first.store.factors("frodo")
+		rotated.wantCode("a login that was pending", http.StatusCreated, pending, frodo.codes[0])
+		if after, _ := first.store.factors("frodo"); after.Seed != before.Seed {
+			t.Error("a recovery code sealed the seed anew, which it never showed to be right")
 		}
-	}
-	if !strings.Contains(lost.log.String(), "user factor reset") {
-		t.Error("the log does not say what to do")
-	}
-	lost.printed("user factor reset", "sam")
-	lost.enter("sam", testPassword)
+		rotated.wantCode("a login", http.StatusCreated, rotated.pend("frodo").Pending, frodo.code(1))
+		time.Sleep(2 * codeStep * time.Second)
+
+		lost := first.withKeys(newer)
+		lost.wantCode("whose seed was sealed anew", http.StatusCreated, lost.pend("frodo").Pending, frodo.code(0))
+		for _, code := range []string{sam.code(0), "12345x"} {
+			w := lost.wantCode("whose was not", http.StatusForbidden, lost.pend("sam").Pending, code)
+			if !strings.Contains(w.Body.String(), "reset your second factor") {
+				t.Errorf("got %s", w.Body)
+			}
+		}
+		if !strings.Contains(lost.log.String(), "user factor reset") {
+			t.Error("the log does not say what to do")
+		}
+		lost.printed("user factor reset", "sam")
+		lost.enter("sam", testPassword)
+	})
 }
 
 // What an operator sees of it, and can do.
@@ -776,7 +777,7 @@ func TestFactorStoreFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, call := range []struct{ method, path, body string }{
-		{"POST", "/auth/session/code", object("pending", pending, "code", app.code(0))},
+		{"POST", "/auth/session/code", object("pending", pending, "code", app.code(1))},
 		{"POST", "/auth/session", credentials("frodo", testPassword)},
 		{"POST", "/auth/totp", object("pending", pending)},
 		{"GET", "/auth/factors", ""}, {"POST", "/auth/recovery-codes", ""}, {"DELETE", "/auth/totp", ""},

@@ -32,7 +32,7 @@ func (s *server) enrol(user string) (secret string, recovery []string) {
 	cookie := s.login(user)
 	proof := s.proof(cookie, password)
 	secret = data[struct{ Secret string }](s.T, s.want(201, "POST", "/auth/totp", "", cookie, proof)).Secret
-	r := s.want(200, "PUT", "/auth/totp", object(map[string]string{"code": appCode(s.T, secret, -1)}), cookie, proof)
+	r := s.want(200, "PUT", "/auth/totp", object(map[string]string{"code": appCode(s.T, secret, 0)}), cookie, proof)
 	return secret, data[struct{ RecoveryCodes []string }](s.T, r).RecoveryCodes
 }
 
@@ -44,7 +44,7 @@ func TestCodeAndKill(t *testing.T) {
 	s := p.serve()
 	for _, user := range []string{"frodo", "sam"} {
 		secret, codes := s.enrol(user)
-		codes = append(codes, appCode(t, secret, 0))
+		codes = append(codes, appCode(t, secret, 1))
 		sessions := func() int {
 			var all []struct{}
 			if err := json.Unmarshal([]byte(p.must("", "session", "list", "-json", user)), &all); err != nil {

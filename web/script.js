@@ -397,6 +397,11 @@ function setUpApp({secret, uri, qr}, pending, then) {
 		const {recoveryCodes} = await (pending ? api('PUT', '/auth/totp', body) : proven(() => api('PUT', '/auth/totp', body)))
 		showCodes(recoveryCodes, then)
 	})
+	form.querySelector('.plain').onclick = () => {
+		if (pending) return location.reload()
+		$('app').hidden = true
+		$('app-set').focus()
+	}
 	form.code.focus()
 }
 
@@ -502,13 +507,17 @@ async function offerPasskeys() {
 		return loginByPasskey().catch(error => { if (error !== cancelled) throw error })
 	})
 	while (await PublicKeyCredential.isConditionalMediationAvailable?.()) {
+		let old = false
 		waiting = new AbortController()
-		const renew = setTimeout(() => waiting.abort(), 4 * 6e4) // before the challenge is too old
+		const renew = setTimeout(() => { // before the challenge is too old
+			old = true
+			waiting.abort()
+		}, 4 * 6e4)
 		try {
 			return await loginByPasskey('conditional', waiting.signal)
 		} catch (error) {
 			if (error !== cancelled) trouble(error)
-			if (button.ariaDisabled || error !== cancelled) return
+			if (!old) return
 		} finally {
 			clearTimeout(renew)
 		}
