@@ -7,15 +7,19 @@ package e2e
 
 import (
 	"bufio"
+	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/cgi"
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -23,6 +27,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/chromedp/chromedp"
 )
 
 // guarded is ringward before the tools of the example in docs/tools.md. Every
@@ -256,5 +262,126 @@ func TestGatewayDoors(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Three tools on three names with one login, over https, for a browser, a
+// webhook and git.
+func TestGatewayToolsFile(t *testing.T) {
+	tool := startTool(t)
+	repositories := t.TempDir()
+	run := func(name string, args ...string) (string, error) {
+		cmd := exec.Command(name, args...)
+		cmd.Env = append(os.Environ(), "HOME="+repositories, "GIT_TERMINAL_PROMPT=0", "GIT_CONFIG_NOSYSTEM=1")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	must := func(name string, args ...string) {
+		t.Helper()
+		if out, err := run(name, args...); err != nil {
+			t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+		}
+	}
+	must("git", "init", "-q", "--bare", repositories+"/shire.git")
+	execPath, err := exec.Command("git", "--exec-path").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var leaked atomic.Pointer[string] // of what the tool got, the first that was there
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if all := fmt.Sprint(r.Header["Authorization"], r.Header["Cookie"]); all != "[] []" {
+			leaked.CompareAndSwap(nil, &all)
+		}
+		handler := cgi.Handler{Path: strings.TrimSpace(string(execPath)) + "/git-http-backend", Stderr: io.Discard, Env: []string{
+			"GIT_PROJECT_ROOT=" + repositories, "GIT_HTTP_EXPORT_ALL=1", "REMOTE_USER=" + r.Header.Get("Remote-User")}}
+		handler.ServeHTTP(w, r) // takes pushes from a REMOTE_USER only
+	}))
+	t.Cleanup(backend.Close)
+
+	cert, key := certificate(t, "*.example.test")
+	addr := ownAddr()
+	host, port, _ := net.SplitHostPort(addr)
+	at := func(name string) string { return "https://" + name + ".example.test:" + port }
+	p := newProgram(t)
+	file := fmt.Sprintf("wiki.example.test http://%s\nbuild.example.test http://%[1]s group=ops public=/hooks/push\ngit.example.test %s group=dev basic\n", tool.addr, backend.URL)
+	if err := os.WriteFile(p.path("tools"), []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.addUser("frodo", "sam")
+	p.must("", "user", "group", "add", "frodo", "dev")
+	rw := &ringward{server: p.serve("-addr", addr, "-tls-cert", cert, "-tls-key", key, "-public-url", at("auth"), "-cookie-domain", "example.test", "-tools", "tools")}
+	rw.url = at("auth")
+
+	ctx, err := chromium(chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("host-resolver-rules", "MAP *.test "+host))
+	if err != nil {
+		t.Fatal("Chromium does not start: ", err)
+	}
+	d := &device{t: t, rw: rw, expected: map[string]bool{}}
+	d.attach(ctx)
+	d.do(chromedp.Navigate(at("wiki") + "/reports?week=3"))
+	d.until(`location.origin === %s && location.pathname === '/auth/login' && !document.querySelector('#page').hidden`, js(at("auth")))
+	d.login("frodo", password)
+	d.until(`location.href === %s && document.querySelector('#page')?.innerText.includes('"Remote-User":["frodo"]')`, js(at("wiki")+"/reports?week=3"))
+	d.do(chromedp.Navigate(at("build") + "/x")) // no second login, and no way in
+	d.until(`location.href === %s && document.body.innerText.includes('Not for you')`, js(at("build")+"/x"))
+	p.must("", "user", "group", "add", "frodo", "ops")
+	d.do(chromedp.Navigate(at("build") + "/x"))
+	d.until(`document.querySelector('#page')?.innerText.includes('"Remote-Groups":["dev,ops"]')`)
+
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		}}}
+	for path, status := range map[string]int{"/hooks/push": 200, "/hooks/push/x": 401, "/hooks": 401} {
+		r, _ := http.NewRequest("POST", at("build")+path, strings.NewReader(`{"ref":"main"}`))
+		r.Header.Set("Remote-User", "sam")
+		response, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(response.Body)
+		response.Body.Close()
+		if response.StatusCode != status || strings.Contains(string(body), "Remote-") || status == 200 && !strings.Contains(string(body), "main") {
+			t.Errorf("the webhook %s: %s %s", path, response.Status, body)
+		}
+	}
+
+	token, other := strings.TrimSpace(p.must("", "token", "add", "frodo", "git")), strings.TrimSpace(p.must("", "token", "add", "sam", "git"))
+	work := t.TempDir() + "/work"
+	git := func(args ...string) []string {
+		return append([]string{"-c", "http.sslVerify=false", "-c", "http.curloptResolve=git.example.test:" + port + ":" + host, "-c", "user.name=frodo", "-c", "user.email=f@example.test"}, args...)
+	}
+	remote := func(user, secret string) string {
+		return "https://" + user + ":" + url.QueryEscape(secret) + "@git.example.test:" + port + "/shire.git"
+	}
+	must("git", git("clone", "-q", remote("frodo", token), work)...)
+	if err := os.WriteFile(work+"/bag-end", make([]byte, 2<<20), 0o600); err != nil { // more than git sends in one piece
+		t.Fatal(err)
+	}
+	must("git", git("-C", work, "add", ".")...)
+	must("git", git("-C", work, "commit", "-qm", "a door")...)
+	must("git", git("-C", work, "push", "-q", "origin", "HEAD:main")...)
+	must("git", git("clone", "-qb", "main", remote("frodo", token), work+"2")...)
+	for user, secret := range map[string]string{"frodo": password, "sam": token} {
+		if out, err := run("git", git("ls-remote", remote(user, secret))...); err == nil || !strings.Contains(out, "Authentication failed") {
+			t.Errorf("%s with what is not that user's token: %v\n%s", user, err, out)
+		}
+	}
+	if out, err := run("git", git("ls-remote", remote("sam", other))...); err == nil || !strings.Contains(out, "403") {
+		t.Errorf("sam is not in the group: %v\n%s", err, out)
+	}
+	if got := leaked.Load(); got != nil {
+		t.Errorf("the tool got the credentials %s", *got)
+	}
+
+	// A page of the tool that asks after the logout gets no dialog for a password.
+	d.do(chromedp.Navigate(at("git") + "/shire.git/HEAD"))
+	d.until(`document.readyState === 'complete' && location.origin === %s`, js(at("git")))
+	if got := d.eval(`fetch('/auth/session', {method: 'DELETE'}).then(() => fetch('/shire.git/HEAD')).then(r => r.status + ' ' + r.headers.get('WWW-Authenticate'))`); got != `"401 Bearer realm=\"ringward\""` && got != `401 Bearer realm="ringward"` {
+		t.Errorf("after the logout: %s", got)
+	}
+	for _, name := range []string{"wiki", "build", "git"} {
+		d.do(chromedp.Navigate(at(name) + "/x"))
+		d.until(`location.href === %s`, js(at("auth")+"/auth/login?next="+url.QueryEscape(at(name)+"/x")))
 	}
 }
