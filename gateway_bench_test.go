@@ -44,40 +44,7 @@ func BenchmarkProxy(b *testing.B) {
 	defer guarded.Close()
 	cookie := s.login(b)
 
-	const round = 200 // requests
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}}
-	run := func(base string) time.Duration {
-		start := time.Now()
-		done := make(chan error)
-		const clients = 8
-		for range clients {
-			go func() {
-				for range round / clients {
-					r, _ := http.NewRequest("GET", base+"/reports?week=3", nil)
-					r.Header.Set("Cookie", cookie)
-					response, err := client.Do(r)
-					if err == nil {
-						_, err = io.Copy(io.Discard, response.Body)
-						response.Body.Close()
-						if response.StatusCode != http.StatusOK {
-							err = fmt.Errorf("%s: %s", base, response.Status)
-						}
-					}
-					if err != nil {
-						done <- err
-						return
-					}
-				}
-				done <- nil
-			}()
-		}
-		for range clients {
-			if err := <-done; err != nil {
-				b.Error(err)
-			}
-		}
-		return time.Since(start)
-	}
+	run := func(base string) time.Duration { return benchRound(b, base, cookie) }
 	run(plain.URL)
 	run(guarded.URL)
 	var through, past time.Duration
@@ -85,7 +52,87 @@ func BenchmarkProxy(b *testing.B) {
 		through += run(guarded.URL)
 		past += run(plain.URL)
 	}
-	b.ReportMetric(float64(b.N*round)/through.Seconds(), "ringward-req/s")
-	b.ReportMetric(float64(b.N*round)/past.Seconds(), "plain-req/s")
+	b.ReportMetric(float64(b.N*benchRequests)/through.Seconds(), "ringward-req/s")
+	b.ReportMetric(float64(b.N*benchRequests)/past.Seconds(), "plain-req/s")
 	b.ReportMetric(past.Seconds()/through.Seconds(), "ratio")
+}
+
+// BenchmarkTools is BenchmarkProxy for -tools beside -proxy.
+func BenchmarkTools(b *testing.B) {
+	tool := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "a page of a tool\n")
+	}))
+	defer tool.Close()
+	file := "127.0.0.1 " + tool.URL + " group=ops,dev public=/api/health,/public/ basic preflight timeout=5m\n"
+	for n := range 50 {
+		file += fmt.Sprintf("tool%d.example.com %s group=ops\n", n, tool.URL)
+	}
+	lines := newLineWriter()
+	go lines.run(io.Discard)
+	defer lines.end()
+	begin := func(flags ...string) func() time.Duration {
+		store, err := OpenStore(filepath.Join(b.TempDir(), "test.db"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		s := newTestServerOn(b, store) // adds frodo
+		if err := store.changeGroup("frodo", "dev", true); err != nil {
+			b.Fatal(err)
+		}
+		server := httptest.NewUnstartedServer(nil)
+		server.Config = newServer(newTestProgram(b, store, lines, flags...), newLogger(lines, false))
+		server.Start()
+		b.Cleanup(server.Close)
+		cookie := s.login(b)
+		return func() time.Duration { return benchRound(b, server.URL, cookie) }
+	}
+	one, several := begin("-proxy", tool.URL), begin("-tools", toolsFile(b, file))
+	one()
+	several()
+	var through, past time.Duration
+	for b.Loop() {
+		through += several()
+		past += one()
+	}
+	b.ReportMetric(float64(b.N*benchRequests)/through.Seconds(), "tools-req/s")
+	b.ReportMetric(float64(b.N*benchRequests)/past.Seconds(), "proxy-req/s")
+	b.ReportMetric(past.Seconds()/through.Seconds(), "ratio")
+}
+
+const benchRequests = 200 // of a round
+
+var benchClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256}}
+
+// benchRound returns how long eight clients take for a round.
+func benchRound(b *testing.B, base, cookie string) time.Duration {
+	start := time.Now()
+	done := make(chan error)
+	const clients = 8
+	for range clients {
+		go func() {
+			for range benchRequests / clients {
+				r, _ := http.NewRequest("GET", base+"/reports?week=3", nil)
+				r.Header.Set("Cookie", cookie)
+				response, err := benchClient.Do(r)
+				if err == nil {
+					_, err = io.Copy(io.Discard, response.Body)
+					response.Body.Close()
+					if response.StatusCode != http.StatusOK {
+						err = fmt.Errorf("%s: %s", base, response.Status)
+					}
+				}
+				if err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+	}
+	for range clients {
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	}
+	return time.Since(start)
 }

@@ -159,9 +159,9 @@ func (t *Tool) opens(r *http.Request) bool {
 		return true
 	}
 	path := cmp.Or(r.URL.RawPath, r.URL.EscapedPath()) // as it was sent, also what EscapedPath would put right
-	return plainPath(path) && slices.ContainsFunc(t.public, func(open string) bool {
+	return slices.ContainsFunc(t.public, func(open string) bool {
 		return path == open || strings.HasSuffix(open, "/") && strings.HasPrefix(path, open)
-	})
+	}) && plainPath(path)
 }
 
 // admits says whether a user may use the tool.
