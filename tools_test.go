@@ -462,6 +462,29 @@ func TestToolsFile(t *testing.T) {
 	}
 }
 
+// What the documentation shows as a tools file is one.
+func TestDocumentedToolsFiles(t *testing.T) {
+	for _, page := range []string{"docs/tools.md", "docs/moving.md"} {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := 0
+		for _, block := range regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+			if block[1] != "" {
+				continue
+			}
+			found++
+			if _, err := readTools(toolsFile(t, block[2]), time.Minute); err != nil {
+				t.Errorf("%s: %v\n%s", page, err, block[2])
+			}
+		}
+		if found == 0 {
+			t.Errorf("%s has no block", page)
+		}
+	}
+}
+
 func FuzzReadTool(f *testing.F) {
 	for line := range strings.Lines(exampleTools(f, "http://127.0.0.1:3000")) {
 		f.Add(line)
