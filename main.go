@@ -106,6 +106,9 @@ const (
 // serve listens, and undoes what it began in the order opposite to that in
 // which it began it, also when it fails half-way.
 func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err error) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // before all that may take long: it would end us
+	defer signal.Stop(hangup)
 	log := newLogger(stderr, c.log == "json")
 	say := func(format string, args ...any) { // what an operator waits for
 		if c.log == "json" {
@@ -187,7 +190,7 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	}
 	working, stopWorking := context.WithCancel(ctx)
 	stopped := make(chan struct{})
-	go func() { defer close(stopped); keepUp(working, store, log, program.metrics, reload) }()
+	go func() { defer close(stopped); keepUp(working, store, log, program.metrics, hangup, reload) }()
 	defer func() { stopWorking(); <-stopped }()
 
 	say("listening on %s://%s", c.scheme(), listener.Addr())
@@ -246,12 +249,9 @@ func newServer(h http.Handler, log *slog.Logger) *http.Server {
 
 // keepUp sweeps, says it when the database file is gone, and reloads when told
 // to by SIGHUP.
-func keepUp(ctx context.Context, store Store, log *slog.Logger, metrics *Metrics, reload func()) {
+func keepUp(ctx context.Context, store Store, log *slog.Logger, metrics *Metrics, hangup <-chan os.Signal, reload func()) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
 	for {
 		select {
 		case <-ctx.Done():

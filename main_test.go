@@ -311,7 +311,7 @@ func TestSweepOfARunningServer(t *testing.T) {
 		s.enter("frodo", testPassword)
 		log := new(lockedBuffer)
 		ctx, stop := context.WithCancel(t.Context())
-		go keepUp(ctx, s.store, newLogger(log, false), nil, nil)
+		go keepUp(ctx, s.store, newLogger(log, false), nil, nil, nil)
 		time.Sleep(s.auth.Idle + sweepEvery)
 		synctest.Wait()
 		if n := s.records(kindSession, "frodo"); n != 0 || strings.Count(log.String(), "msg=swept records=1") != 1 || strings.Count(log.String(), "\n") != 1 {

@@ -179,3 +179,33 @@ func TestReload(t *testing.T) {
 		t.Error("a certificate with a mistake took the old one away")
 	}
 }
+
+// A signal to reload does not end a server that still starts.
+func TestReloadWhileStarting(t *testing.T) {
+	p := newProgram(t)
+	cert, key := certificate(t, "localhost")
+	text, err := os.ReadFile(cert)
+	if err == nil {
+		err = os.WriteFile(p.path("cert.new"), text, 0o600)
+	}
+	if err == nil {
+		err = syscall.Mkfifo(p.path("cert.pem"), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := p.launch("-tls-cert", "cert.pem", "-tls-key", key)
+	pipe, err := os.OpenFile(p.path("cert.pem"), os.O_WRONLY, 0) // waits until the server reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.cmd.Process.Signal(syscall.SIGHUP)
+	if err := os.Rename(p.path("cert.new"), p.path("cert.pem")); err != nil { // for the second time
+		t.Fatal(err)
+	}
+	pipe.Write(text)
+	pipe.Close()
+	s.says("listening on (https://.*)")
+	s.says("(msg=reload)")
+	s.stop()
+}
