@@ -245,13 +245,16 @@ func completion(shell string, stdout io.Writer) error {
 // healthcheck asks the server on this machine, for containers that have nothing
 // else to ask with.
 func healthcheck(c config) error {
-	_, port, err := net.SplitHostPort(c.addr)
+	host, port, err := net.SplitHostPort(c.addr)
 	if err != nil {
 		return err
 	}
+	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
+		host = "127.0.0.1" // a container may know no localhost
+	}
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // of this machine, whatever name the certificate has
-	w, err := client.Get(c.scheme() + "://" + net.JoinHostPort("localhost", port) + "/healthz")
+	w, err := client.Get(c.scheme() + "://" + net.JoinHostPort(host, port) + "/healthz")
 	if err == nil && w.StatusCode != http.StatusOK {
 		err = errors.New(w.Status)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -212,5 +213,22 @@ func TestRestoreOfACopyMadeUnderLoad(t *testing.T) {
 	}
 	if all := p.must("", "-db", old[0], "user", "list"); !strings.Contains(all, "sam    disabled") {
 		t.Errorf("the old database has %s", all)
+	}
+}
+
+func TestHealthcheck(t *testing.T) {
+	p := newProgram(t)
+	p.addUser("frodo")
+	addr := ownAddr()
+	_, port, _ := net.SplitHostPort(addr)
+	for _, c := range []struct{ listens, asks string }{{addr, addr}, {"127.0.0.1:" + port, ":" + port}, {"127.0.0.1:" + port, "0.0.0.0:" + port}} {
+		s := p.serve("-addr", c.listens)
+		if r := p.try("", "-addr", c.asks, "healthcheck"); r.code != 0 || r.stdout+r.stderr != "" {
+			t.Errorf("%s: exit %d, %s%s", c.asks, r.code, r.stdout, r.stderr)
+		}
+		s.stop()
+		if r := p.try("", "-addr", c.asks, "healthcheck"); r.code != 1 || !strings.Contains(r.stderr, "connection refused") {
+			t.Errorf("%s without a server: exit %d, %s", c.asks, r.code, r.stderr)
+		}
 	}
 }
