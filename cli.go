@@ -233,7 +233,7 @@ func completion(shell string, stdout io.Writer) error {
 	for _, c := range commands {
 		words = append(words, c.words)
 	}
-	before := map[string]string{"bash": "", "zsh": "autoload -U +X bashcompinit && bashcompinit\n"}
+	before := map[string]string{"bash": "", "zsh": "(( $+functions[compdef] )) || { autoload -U compinit && compinit }\nautoload -U bashcompinit && bashcompinit\n"}
 	start, ok := before[shell]
 	if !ok {
 		return usagef("it is: ringward completion bash, or zsh")

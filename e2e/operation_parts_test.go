@@ -298,3 +298,42 @@ func TestOperationMetrics(t *testing.T) {
 	}
 	s.want(404, "GET", "/metrics", "", s.login("frodo")) // not where users are
 }
+
+func TestOperationCompletion(t *testing.T) {
+	p := newProgram(t)
+	for _, c := range []struct {
+		line string // up to the cursor
+		want string
+	}{
+		{"ringward us", "user"},
+		{"ringward user gro", "group"},
+		{"ringward user group ", "add remove"},
+		{"ringward -db x session end", "end end-all"},
+		{"ringward --json tok", "token"},
+		{"ringward -db=x tok", "token"},
+		{"ringward -db ", ""}, // files, which the shell completes
+		{"ringward user add ", ""},
+		{"ringward restore ", ""},
+	} {
+		for _, shell := range [][]string{{"bash", "--norc"}, {"zsh", "-f"}} {
+			words := strings.Split(c.line, " ")
+			script := `source <("$0" completion ` + shell[0] + `); COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); COMPREPLY=()
+				_ringward ringward "${@: -1}"; printf '%s\n' "${COMPREPLY[@]}" | sort -u`
+			cmd := exec.Command(shell[0], append([]string{shell[1], "-c", script, binary}, words...)...)
+			cmd.Dir, cmd.Env = p.dir, append(os.Environ(), "HOME="+p.dir)
+			said, err := cmd.CombinedOutput()
+			if got := strings.Join(strings.Fields(string(said)), " "); err != nil || got != c.want {
+				t.Errorf("%s, %q: got %q, %v, want %q", shell[0], c.line, got, err, c.want)
+			}
+		}
+	}
+}
+
+// The unit is as closed as it can be. That it runs so has been seen under a
+// systemd of its own.
+func TestOperationUnit(t *testing.T) {
+	said, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=20", "../contrib/ringward.service").CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, said)
+	}
+}

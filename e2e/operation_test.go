@@ -219,10 +219,13 @@ func TestRestoreOfACopyMadeUnderLoad(t *testing.T) {
 func TestHealthcheck(t *testing.T) {
 	p := newProgram(t)
 	p.addUser("frodo")
-	addr := ownAddr()
-	_, port, _ := net.SplitHostPort(addr)
-	for _, c := range []struct{ listens, asks string }{{addr, addr}, {"127.0.0.1:" + port, ":" + port}, {"127.0.0.1:" + port, "0.0.0.0:" + port}} {
+	for _, c := range []struct{ listens, asks string }{{ownAddr(), ""}, {"127.0.0.1:0", ":"}, {"127.0.0.1:0", "0.0.0.0:"}} {
 		s := p.serve("-addr", c.listens)
+		if _, port, _ := net.SplitHostPort(s.addr()); c.asks == "" {
+			c.asks = c.listens
+		} else {
+			c.asks += port
+		}
 		if r := p.try("", "-addr", c.asks, "healthcheck"); r.code != 0 || r.stdout+r.stderr != "" {
 			t.Errorf("%s: exit %d, %s%s", c.asks, r.code, r.stdout, r.stderr)
 		}
