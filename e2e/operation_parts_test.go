@@ -317,7 +317,7 @@ func TestOperationCompletion(t *testing.T) {
 	} {
 		for _, shell := range [][]string{{"bash", "--norc"}, {"zsh", "-f"}} {
 			words := strings.Split(c.line, " ")
-			script := `source <("$0" completion ` + shell[0] + `); COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); COMPREPLY=()
+			script := `source <("$0" completion ` + shell[0] + `); COMP_WORDS=("$@"); COMP_CWORD=$((${#} - 1)); COMPREPLY=()
 				_ringward ringward "${@: -1}"; printf '%s\n' "${COMPREPLY[@]}" | sort -u`
 			cmd := exec.Command(shell[0], append([]string{shell[1], "-c", script, binary}, words...)...)
 			cmd.Dir, cmd.Env = p.dir, append(os.Environ(), "HOME="+p.dir)
