@@ -322,8 +322,10 @@ func TestOperationCompletion(t *testing.T) {
 			cmd := exec.Command(shell[0], append([]string{shell[1], "-c", script, binary}, words...)...)
 			cmd.Dir, cmd.Env = p.dir, append(os.Environ(), "HOME="+p.dir)
 			said, err := cmd.CombinedOutput()
-			if got := strings.Join(strings.Fields(string(said)), " "); err != nil || got != c.want {
-				t.Errorf("%s, %q: got %q, %v, want %q", shell[0], c.line, got, err, c.want)
+			// zsh itself leaves out what does not begin so.
+			fits := slices.DeleteFunc(strings.Fields(string(said)), func(word string) bool { return !strings.HasPrefix(word, words[len(words)-1]) })
+			if got := strings.Join(fits, " "); err != nil || got != c.want {
+				t.Errorf("%s, %q: got %q of %s, %v, want %q", shell[0], c.line, got, said, err, c.want)
 			}
 		}
 	}
