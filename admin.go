@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -213,11 +214,12 @@ type Operator struct {
 
 // request is one command, as it goes to the server.
 type request struct {
-	Command string   // "user add"
-	Args    []string // NAME
-	JSON    bool     // print JSON
-	Input   []byte   // a password or a file; nil: none was asked for
-	Base    string   // where our own paths begin for browsers, if the command was told; or ""
+	Command  string   // "user add"
+	Args     []string // NAME
+	JSON     bool     // print JSON
+	Input    []byte   // a password or a file; nil: none was asked for
+	Progress bool     // print how far it is, over and over on one line
+	Base     string   // where our own paths begin for browsers, if the command was told; or ""
 }
 
 func (o *Operator) audit(what, name string) { o.Log.Info(what, "user", name, "by", "operator") }
@@ -582,6 +584,12 @@ func (o *Operator) userImport(r request, out io.Writer) error {
 			}
 			imported++
 			o.audit("user added", u.Name)
+		}
+		if r.Progress {
+			fmt.Fprintf(out, "users imported: %d\r", imported)
+			if buffered, ok := out.(*bufio.Writer); ok { // on the way to the command
+				buffered.Flush()
+			}
 		}
 	}
 	if _, err := fmt.Fprintf(out, "users imported: %d\n", imported); err != nil || len(refused) == 0 {

@@ -112,6 +112,7 @@ func runCommand(ctx context.Context, c config, words []string, stdin io.Reader, 
 		r.Input, err = readPassword(ctx, stdin)
 	case found.words == "user import":
 		ctx = context.WithoutCancel(ctx) // a moment's work, better whole than half
+		r.Progress = isTerminal(stdout)
 		if args[0] == "-" {
 			r.Input, err = io.ReadAll(stdin)
 		} else {

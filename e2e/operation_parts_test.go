@@ -339,3 +339,27 @@ func TestOperationUnit(t *testing.T) {
 		t.Errorf("%v\n%s", err, said)
 	}
 }
+
+// Who imports many users on a terminal sees how far it is.
+func TestOperationProgress(t *testing.T) {
+	p := newProgram(t)
+	var file strings.Builder
+	for n := range 1000 {
+		fmt.Fprintf(&file, "user%d:$2y$04$.UGsXl5uVFomnHpt9oRr2e56wRRuiobQdevvCj7KGyrKP2odTTD52\n", n)
+	}
+	noErr(t, os.WriteFile(p.path("people.txt"), []byte(file.String()), 0o600))
+	want := "users imported: 200\rusers imported: 400\rusers imported: 600\rusers imported: 800\rusers imported: 1000\rusers imported: 1000\r\n"
+	for _, beside := range []string{"without a server", "beside a server"} {
+		onTerminal := exec.Command("script", "-qec", binary+" -db '"+beside+".db' user import people.txt", "/dev/null")
+		onTerminal.Dir = p.dir
+		if beside == "beside a server" {
+			p.serve("-db", beside+".db")
+		}
+		if said, err := onTerminal.Output(); err != nil || string(said) != want {
+			t.Errorf("%s: %q, %v", beside, said, err)
+		}
+	}
+	if said := p.must("", "-db", "piped.db", "user", "import", "people.txt"); said != "users imported: 1000\n" {
+		t.Errorf("to a pipe: %q", said)
+	}
+}
