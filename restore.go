@@ -27,10 +27,10 @@ func restore(c config, path string, stdout io.Writer) error {
 		return err
 	}
 	temp, err := copyOf(path, c.db)
-	if err != nil {
-		return err
-	}
 	defer os.Remove(temp)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
 	copied, err := OpenStore(temp) // which upgrades an older format
 	if err != nil {
 		return err
@@ -39,9 +39,9 @@ func restore(c config, path string, stdout io.Writer) error {
 	if err := readable(copied); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	_, err = os.Stat(c.db)
-	isThere := !errors.Is(err, fs.ErrNotExist)
-	if isThere {
+	old := ""
+	if _, err := os.Stat(c.db); err == nil {
+		old = c.db + ".before-" + time.Now().UTC().Format("20060102T150405.000Z")
 		now, err := OpenStore(c.db)
 		if errors.Is(err, errInUse) {
 			return fmt.Errorf("stop the server first: %w", err)
@@ -50,13 +50,9 @@ func restore(c config, path string, stdout io.Writer) error {
 			defer now.Close() // when another file has its name
 			err = readable(now)
 		}
-		if err == nil {
-			err = keepOut(copied, now, stdout)
-		} else {
-			fmt.Fprintf(stdout, "who was put out since the copy was made is in again, look at ringward access: the present database does not tell (%v)\n", err)
-			err = nil
-		}
 		if err != nil {
+			fmt.Fprintf(stdout, "who was put out since the copy was made is in again, look at ringward access: the present database does not tell (%v)\n", err)
+		} else if err := keepOut(copied, now, stdout); err != nil {
 			return err
 		}
 	}
@@ -66,23 +62,19 @@ func restore(c config, path string, stdout io.Writer) error {
 		}
 		return record(tx, Act{At: time.Now(), By: "operator", What: "restored"})
 	})
-	if err := errors.Join(err, copied.Close()); err != nil {
-		return err
+	if err = errors.Join(err, copied.Close()); err == nil && old != "" {
+		err = os.Link(c.db, old)
 	}
-	old := c.db + ".before-" + time.Now().UTC().Format("20060102T150405.000Z")
-	if isThere {
-		if err := os.Link(c.db, old); err != nil {
-			return err
-		}
+	if err == nil {
+		err = errors.Join(os.Rename(temp, c.db), syncFolder(c.db))
 	}
-	if err := errors.Join(os.Rename(temp, c.db), syncFolder(c.db)); err != nil {
-		return err
+	if err == nil && old != "" {
+		err = say(stdout, "the database before is now", old)
 	}
-	fmt.Fprintf(stdout, "restored: %s; everybody has to log in again\n", path)
-	if isThere {
-		fmt.Fprintf(stdout, "the database before is %s\n", old)
+	if err == nil {
+		_, err = fmt.Fprintf(stdout, "restored: %s; everybody has to log in again\n", path)
 	}
-	return nil
+	return err
 }
 
 // copyOf makes a compacted copy of a database beside another one, for the same
@@ -97,23 +89,19 @@ func copyOf(path, beside string) (name string, err error) {
 	if err != nil {
 		return "", err
 	}
-	temp.Close()
+	defer temp.Close()
 	like, err := os.Stat(beside)
 	if err != nil {
 		like, err = os.Stat(filepath.Dir(beside))
 	}
 	if err == nil {
 		owner := like.Sys().(*syscall.Stat_t)
-		err = os.Chown(temp.Name(), int(owner.Uid), int(owner.Gid))
+		err = temp.Chown(int(owner.Uid), int(owner.Gid))
 	}
 	if err == nil {
 		err = compact(from, temp.Name())
 	}
-	if err != nil {
-		os.Remove(temp.Name())
-		return "", fmt.Errorf("%s: %w", path, err)
-	}
-	return temp.Name(), nil
+	return temp.Name(), err
 }
 
 // readable reads what a restored database is needed for.

@@ -72,7 +72,7 @@ func TestRestoreLetsNobodyIn(t *testing.T) {
 
 	s, said := s.restored(path)
 	lines := strings.SplitAfter(said, "\n")
-	before, old, _ := strings.Cut(strings.Join(slices.Sorted(slices.Values(lines)), ""), "the database before is ")
+	before, old, _ := strings.Cut(strings.Join(slices.Sorted(slices.Values(lines)), ""), "the database before is now: ")
 	want := `
 bilbo was taken out of ops since and stays out
 eowyn was added since and is gone
@@ -280,7 +280,7 @@ func TestRestoreInPlaceOfADamagedDatabase(t *testing.T) {
 			path := s.copied()
 			damage(t, s)
 			s, said := s.restored(path)
-			if !strings.HasPrefix(said, "who was put out since the copy was made is in again") || !strings.Contains(said, "the database before is "+s.path+".before-") {
+			if !strings.HasPrefix(said, "who was put out since the copy was made is in again") || !strings.Contains(said, "the database before is now: "+s.path+".before-") {
 				t.Errorf("it says %s", said)
 			}
 			s.enter("sam", testPassword)
