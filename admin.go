@@ -5,8 +5,6 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/hex"
@@ -17,15 +15,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	"golang.org/x/crypto/bcrypt"
 )
 
 // adminStore is the part of the Store that this file needs, with the same
@@ -222,7 +217,7 @@ type request struct {
 	Base     string   // where our own paths begin for browsers, if the command was told; or ""
 }
 
-func (o *Operator) audit(what, name string) { o.Log.Info(what, "user", name, "by", "operator") }
+func (o *Operator) logDone(what, name string) { o.Log.Info(what, "user", name, "by", "operator") }
 
 // act is what an operator does to an account.
 func (o *Operator) act(what, name string) Act {
@@ -233,11 +228,11 @@ func (o *Operator) act(what, name string) Act {
 func (o *Operator) doing(what, name string) adminStore { return recording(o.store, o.act(what, name)) }
 
 // onUser is a command that does one thing to the user that it names.
-func onUser(done string, do func(o *Operator, store adminStore, name string) error) func(*Operator, request, io.Writer) error {
+func onUser(done string, do func(o *Operator, store adminStore, u User) error) func(*Operator, request, io.Writer) error {
 	return func(o *Operator, r request, out io.Writer) error {
 		u, err := o.user(r.Args)
 		if err == nil {
-			err = do(o, o.doing(done, u.Name), u.Name)
+			err = do(o, o.doing(done, u.Name), u)
 		}
 		if errors.Is(err, fs.ErrNotExist) { // went meanwhile
 			err = noUser(u.Name)
@@ -245,7 +240,7 @@ func onUser(done string, do func(o *Operator, store adminStore, name string) err
 		if err != nil {
 			return err
 		}
-		o.audit(done, u.Name)
+		o.logDone(done, u.Name)
 		return say(out, done, u.Name)
 	}
 }
@@ -308,11 +303,11 @@ func (o *Operator) userAdd(r request, out io.Writer) error {
 	} else if err != nil {
 		return err
 	}
-	o.audit("user added", name)
+	o.logDone("user added", name)
 	if r.Input == nil {
 		return o.printInvite(u, r, out)
 	}
-	o.audit("password set", name)
+	o.logDone("password set", name)
 	return say(out, "user added", name)
 }
 
@@ -342,7 +337,7 @@ func (o *Operator) invite(u User, base string) (link string, err error) {
 	if err := o.doing("invite made", u.Name).addInvite(i); err != nil {
 		return "", err
 	}
-	o.audit("invite made", u.Name)
+	o.logDone("invite made", u.Name)
 	return cmp.Or(base, o.base) + "/invite#" + secret, nil
 }
 
@@ -377,18 +372,11 @@ func (o *Operator) userList(r request, out io.Writer) error {
 // group is a command that puts a user into a group, or takes them out of it.
 func group(done string, in bool) func(*Operator, request, io.Writer) error {
 	return func(o *Operator, r request, out io.Writer) error {
-		u, err := o.user(r.Args)
-		if err != nil {
-			return err
-		}
-		if !isGroup(r.Args[1]) {
+		name := r.Args[1]
+		if !isGroup(name) {
 			return errInput("A group is " + groupRule)
 		}
-		if err := o.doing(done+" "+r.Args[1], u.Name).changeGroup(u.Name, r.Args[1], in); err != nil {
-			return err
-		}
-		o.audit(done+" "+r.Args[1], u.Name)
-		return say(out, done+" "+r.Args[1], u.Name)
+		return onUser(done+" "+name, func(_ *Operator, store adminStore, u User) error { return store.changeGroup(u.Name, name, in) })(o, r, out)
 	}
 }
 
@@ -402,12 +390,8 @@ func (f Factors) names() []string {
 }
 
 // resetFactors takes all factors from a user, and ends sessions and tokens.
-func (o *Operator) resetFactors(store adminStore, name string) error {
-	u, err := store.user(name)
-	if err == nil {
-		err = store.changeFactors(u, func(f *Factors) error { *f = Factors{}; return nil }, sessionsAfter{ends: []kind{kindSession, kindToken}})
-	}
-	return err
+func (o *Operator) resetFactors(store adminStore, u User) error {
+	return store.changeFactors(u, func(f *Factors) error { *f = Factors{}; return nil }, sessionsAfter{ends: []kind{kindSession, kindToken}})
 }
 
 func (o *Operator) sessionList(r request, out io.Writer) error {
@@ -439,7 +423,7 @@ func (o *Operator) endAll(r request, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	o.audit("all sessions ended", name)
+	o.logDone("all sessions ended", name)
 	return say(out, "all sessions ended", cmp.Or(name, "everybody"))
 }
 
@@ -453,7 +437,7 @@ func (o *Operator) sessionEnd(r request, out io.Writer) error {
 	} else if err != nil {
 		return err
 	}
-	o.audit("session ended", s.User)
+	o.logDone("session ended", s.User)
 	return say(out, "session ended", r.Args[0])
 }
 
@@ -473,7 +457,7 @@ func (o *Operator) tokenAdd(r request, out io.Writer) error {
 	} else if err != nil {
 		return err
 	}
-	o.audit("token made", u.Name)
+	o.logDone("token made", u.Name)
 	_, err = fmt.Fprintln(out, secret)
 	return err
 }
@@ -510,7 +494,7 @@ func (o *Operator) tokenRemove(r request, out io.Writer) error {
 	if err := o.doing("token removed", all[i].User).removeToken(all[i].Key); err != nil {
 		return err
 	}
-	o.audit("token removed", all[i].User)
+	o.logDone("token removed", all[i].User)
 	return say(out, "token removed", r.Args[0])
 }
 
@@ -539,108 +523,6 @@ func stamp(t *time.Time) string {
 		return "never"
 	}
 	return t.UTC().Format(time.RFC3339)
-}
-
-const importBatch = 200 // users whom one transaction adds: a few milliseconds
-
-func (o *Operator) userImport(r request, out io.Writer) error {
-	type numbered struct {
-		line int
-		User
-	}
-	var found []numbered
-	apps := map[string]Factors{}
-	refused := map[int]string{}
-	n := 0
-	for line := range bytes.Lines(bytes.TrimPrefix(r.Input, []byte("\ufeff"))) {
-		n++
-		u, seed, why := parseHtpasswd(string(line))
-		if why == "" && seed != nil && o.keys == nil {
-			why = "totp needs the key: start the server first, or set SECRET_KEY"
-		} else if why == "" && seed != nil {
-			apps[u.Name] = Factors{Seed: sealSeed(o.keys[0], u.Name, seed), Created: time.Now()}
-		}
-		if why != "" {
-			refused[n] = why
-		} else if u.Name != "" { // not blank, and no comment
-			u.Created = time.Now()
-			found = append(found, numbered{n, u})
-		}
-	}
-	imported := 0
-	for batch := range slices.Chunk(found, importBatch) {
-		users := make([]User, len(batch))
-		for i, u := range batch {
-			users[i] = u.User
-		}
-		added, err := o.store.addUsers(users, apps, o.act("user added", ""))
-		if err != nil {
-			return fmt.Errorf("line %d: %w (%d imported)", batch[0].line, err, imported)
-		}
-		for i, u := range batch {
-			if !added[i] {
-				refused[u.line] = "name taken"
-				continue
-			}
-			imported++
-			o.audit("user added", u.Name)
-		}
-		if r.Progress {
-			fmt.Fprintf(out, "users imported: %d\r", imported)
-			if buffered, ok := out.(*bufio.Writer); ok { // on the way to the command
-				buffered.Flush()
-			}
-		}
-	}
-	if _, err := fmt.Fprintf(out, "users imported: %d\n", imported); err != nil || len(refused) == 0 {
-		return err
-	}
-	var why strings.Builder
-	for line := range n {
-		if refused[line+1] != "" {
-			fmt.Fprintf(&why, "\nline %d: %s", line+1, refused[line+1])
-		}
-	}
-	return errInput(fmt.Sprintf("%s: lines refused: %d%s", r.Args[0], len(refused), why.String()))
-}
-
-// bcryptHash is what htpasswd -B ($2y$), Node's bcrypt ($2b$) and Go ($2a$)
-// write. Go's own parser takes more, of which nothing can be verified.
-var bcryptHash = regexp.MustCompile(`^\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{53}$`)
-
-const maxImportCost = 15 // over two seconds for one login
-
-// parseHtpasswd returns a user without Name for a line that says nothing, or
-// why the line is refused. A third field may be the secret of an authenticator
-// app in base32, as tinyauth has it; what is too short for that is a remark.
-func parseHtpasswd(line string) (u User, seed []byte, why string) {
-	line = strings.TrimRight(line, " \t\r\n")
-	if line == "" || strings.HasPrefix(line, "#") {
-		return User{}, nil, ""
-	}
-	name, hash, ok := strings.Cut(line, ":")
-	if !ok {
-		return User{}, nil, "malformed"
-	}
-	hash, secret, _ := strings.Cut(hash, ":")
-	if u.Name, ok = canonicalName(name); !ok {
-		return User{}, nil, "malformed name"
-	}
-	cost := bcryptHash.FindStringSubmatch(hash)
-	if cost == nil {
-		return User{}, nil, "not bcrypt"
-	}
-	if n, _ := strconv.Atoi(cost[1]); n < bcrypt.MinCost || n > maxImportCost {
-		return User{}, nil, fmt.Sprintf("cost outside %d to %d", bcrypt.MinCost, maxImportCost)
-	}
-	if len(secret) >= 16 {
-		var err error
-		if seed, err = seedText.DecodeString(strings.ToUpper(strings.TrimRight(secret, "="))); err != nil || len(seed) > 64 {
-			return User{}, nil, "totp is not a secret in base32"
-		}
-	}
-	u.Hash = hash
-	return u, seed, ""
 }
 
 func (o *Operator) backup(r request, out io.Writer) error {

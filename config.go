@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"io"
@@ -49,13 +50,9 @@ var help string
 func parseConfig(args []string) (c config, words []string, err error) {
 	set := flag.NewFlagSet("ringward", flag.ContinueOnError)
 	set.SetOutput(io.Discard)
-	db := os.Getenv("DATABASE_URL")
-	if db == "" {
-		db = "ringward.db"
-	}
 	var public, upstream, trusted string
 	set.StringVar(&c.addr, "addr", "localhost:8080", "")
-	set.StringVar(&c.db, "db", db, "")
+	set.StringVar(&c.db, "db", cmp.Or(os.Getenv("DATABASE_URL"), "ringward.db"), "")
 	set.StringVar(&public, "public-url", "", "")
 	set.StringVar(&c.cookieDomain, "cookie-domain", "", "")
 	set.StringVar(&trusted, "trusted-proxies", "", "")
@@ -86,15 +83,9 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	} else if wrong != nil {
 		return c, nil, usagef("%w; see ringward help", wrong)
 	}
-	c.showsPassword = slices.ContainsFunc(args, func(arg string) bool {
-		_, from, found := strings.Cut(arg, "postgres")
-		u, err := url.Parse("postgres" + from)
-		if !found || err != nil {
-			return false
-		}
-		_, there := u.User.Password()
-		return there
-	})
+	if u, err := url.Parse(c.db); err == nil && slices.ContainsFunc(args, func(arg string) bool { return strings.HasSuffix(arg, c.db) }) {
+		_, c.showsPassword = u.User.Password()
+	}
 	words, wrong := c.commandFlags(set.Args())
 	if *version {
 		words = []string{"version"}
@@ -324,21 +315,11 @@ func (c config) base(addr string) string {
 	if c.public != nil {
 		return c.public.String()
 	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return c.scheme() + "://" + addr
-	}
+	host, port, _ := net.SplitHostPort(addr)
 	if ip, err := netip.ParseAddr(host); host == "" || host == "127.0.0.1" || host == "::1" || err == nil && ip.IsUnspecified() {
 		host = "localhost" // where passkeys work too
 	}
 	return c.scheme() + "://" + net.JoinHostPort(host, port)
-}
-
-func (c config) publicURL() string {
-	if c.public == nil {
-		return ""
-	}
-	return c.public.String()
 }
 
 // exposed is the warning for passwords that cross a network in the clear.
@@ -351,11 +332,8 @@ func (c config) exposed(addr net.Addr) string {
 }
 
 func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "(devel)"
-	}
-	return info.Main.Version
+	info, _ := debug.ReadBuildInfo()
+	return cmp.Or(info.Main.Version, "(devel)")
 }
 
 // commit is what the program was built from, or "".

@@ -145,10 +145,7 @@ func (b *BoltStore) changeFactors(was User, change func(*Factors) error, after s
 		if err := dropOwned(tx, was.Name, after.ends...); err != nil {
 			return err
 		}
-		if err := drop(tx, kindSession, after.over...); err != nil || after.start.User == "" {
-			return err
-		}
-		return startSession(tx, after.start)
+		return startSession(tx, after.start, after.over...)
 	})
 }
 

@@ -692,8 +692,8 @@ func TestImportApps(t *testing.T) {
 	hash := strings.TrimSpace(strings.TrimPrefix(htpasswdLine("gimli"), "gimli:"))
 	const seed = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"
 	out, err := s.imports("merry:" + hash + ":" + seed + "\npippin:" + hash + ":" + strings.ToLower(seed[:16]) + "\nrosie:" + hash + ":comment\n" +
-		"bilbo:" + hash + ":" + seed + "1\nfrodo:" + hash + ":" + seed + "\n")
-	want := "FILE: lines refused: 2\nline 4: totp is not a secret in base32\nline 5: name taken"
+		"bilbo:" + hash + ":" + seed + "1\nfrodo:" + hash + ":" + seed + "\nrosie:" + hash + ":" + seed + "\n")
+	want := "FILE: lines refused: 3\nline 4: totp is not a secret in base32\nline 5: name taken\nline 6: name taken"
 	if out != "users imported: 3\n" || err == nil || err.Error() != want {
 		t.Errorf("got %q, %v", out, err)
 	}

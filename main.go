@@ -166,7 +166,7 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 	}
 	commands := make(chan struct{}) // closed when no command runs
 	var socket net.Listener
-	if isPostgres(c.db) { // other servers may run on that one: commands open it themselves
+	if isPostgres(c.db) { // other servers may run on the same database: commands open it themselves
 		close(commands)
 	} else if socket, err = listenSocket(c.db); err != nil { // on a full disk, in a folder that we may only read: logins are still worth serving
 		say("warning: commands will not reach this server: %v", err)
@@ -176,15 +176,19 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		go func() { defer close(commands); program.operator.serveCommands(socket) }()
 	}
 	reload := func() {
-		if pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey); c.tlsCert != "" && err != nil {
-			log.Error("certificate not read again", "error", err)
-		} else if c.tlsCert != "" {
-			certificate.Store(&pair)
+		if c.tlsCert != "" {
+			if pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey); err != nil {
+				log.Error("certificate not read again", "error", err)
+			} else {
+				certificate.Store(&pair)
+			}
 		}
-		if tools, err := readTools(c.toolsFile, c.proxyTimeout); c.toolsFile != "" && err != nil {
-			log.Error("tools not read again", "error", err)
-		} else if c.toolsFile != "" {
-			program.gateway.setTools(tools)
+		if c.toolsFile != "" {
+			if tools, err := readTools(c.toolsFile, c.proxyTimeout); err != nil {
+				log.Error("tools not read again", "error", err)
+			} else {
+				program.gateway.setTools(tools)
+			}
 		}
 		log.Info("reload")
 	}

@@ -16,7 +16,7 @@ import (
 	"unicode/utf8"
 )
 
-// commonPasswords holds some 12,000 entries, each of 8 characters and more, in lower case, sorted
+// commonPasswords holds over 11,000 entries, each of 8 characters and more, in lower case, sorted
 // by byte, each ended by a newline. They come from public frequency lists of leaked passwords;
 // because few of those reach the default minimum of 15 characters, the most used short ones are
 // in it too, stretched the way people do it (repeated, or with digits counted up behind). It

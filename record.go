@@ -89,8 +89,12 @@ func putSession(tx *bolt.Tx, s Session) error {
 		nanos(s.Seen), nanos(s.Idle), nanos(s.End), s.Addr, s.Agent)
 }
 
-// startSession makes room for s and puts it.
-func startSession(tx *bolt.Tx, s Session) error {
+// startSession ends the sessions under ends, makes room for s, and puts it,
+// unless s is the zero Session.
+func startSession(tx *bolt.Tx, s Session, ends ...Key) error {
+	if err := drop(tx, kindSession, ends...); err != nil || s.User == "" {
+		return err
+	}
 	var own, live []Key
 	if err := eachKey(tx, kindSession, s.User, func(k Key) error { own = append(own, k); return nil }); err != nil {
 		return err

@@ -28,14 +28,15 @@ func newProgram(c config, store fullStore, keys []string, log *slog.Logger, base
 	gateway := &Gateway{auth: auth, trusted: c.trusted, public: c.public, prefix: c.prefix, userHeader: c.userHeader}
 	gateway.setTools(c.tools)
 	auth.tokenLogin, auth.seen, auth.factor = account.tokenLogin, seenUser, factor
-	protect := &Protect{log: log, gateway: gateway, web: newWeb(c.prefix, c.title, c.publicURL(), base, c.passwordMin), domain: c.cookieDomain}
+	protect := &Protect{log: log, gateway: gateway, domain: c.cookieDomain}
 	if c.metrics != "" {
 		protect.metrics = new(Metrics)
 		auth.counted = protect.metrics.event
 		store.timeWith(protect.metrics.store)
 	}
+	public := ""
 	if c.public != nil {
-		protect.public = c.public.Hostname()
+		public, protect.public = c.public.String(), c.public.Hostname()
 		if c.public.Scheme == "https" {
 			protect.hsts = c.hsts
 		}
@@ -43,6 +44,7 @@ func newProgram(c config, store fullStore, keys []string, log *slog.Logger, base
 			return nil, err
 		}
 	}
+	protect.web = newWeb(c.prefix, c.title, public, base, c.passwordMin)
 	operator := &Operator{auth, store, c.passwordMin, base + c.prefix, func() Tools { return *gateway.tools.Load() }}
 	p := &program{protect, auth, factor, operator}
 	protect.next = p.routes(&Rings{auth, store})

@@ -1,5 +1,5 @@
-// store.go: what is kept, and how. The records, what every Store promises, and
-// the Store in one bbolt file. No HTTP, no cookies, no goroutines, no logging.
+// store.go: what is kept: the types, what every Store promises, and the Store in
+// one bbolt file. No HTTP, no cookies, no goroutines, no logging.
 //
 // Rules of this file: nothing slow happens inside a transaction; what leaves a
 // transaction is a copy, because bbolt's bytes die with it; what must be true
@@ -50,12 +50,7 @@ type Session struct {
 }
 
 // expires is the nearer of the session's two ends.
-func (s Session) expires() time.Time {
-	if s.End.Before(s.Idle) {
-		return s.End
-	}
-	return s.Idle
-}
+func (s Session) expires() time.Time { return earlier(s.Idle, s.End) }
 
 // live is false from either end on.
 func (s Session) live(now time.Time) bool {
@@ -120,13 +115,14 @@ type Store interface {
 
 // BoltStore is the Store in one file. Its buckets:
 //
-//	ringward  "format" -> "1"
+//	ringward  "format" -> format
 //	users     name -> User
 //	sessions, tokens, invites
 //	          Key -> owner, created, expires, and what else the record holds
 //	factors   name -> what a user has besides the password
 //	passkeys  Key -> name
 //	audit     number -> Act
+//	rings     number -> Ring (rings.go)
 //	owned     owner 0x00 kind created Key -> nothing (a user's records, oldest first)
 //	expiry    expires kind Key -> nothing (what the sweep deletes, soonest first)
 //
@@ -231,10 +227,7 @@ func (b *BoltStore) login(was User, s Session, ends []Key, hash string) error {
 				return err
 			}
 		}
-		if err := drop(tx, kindSession, ends...); err != nil || s.User == "" {
-			return err
-		}
-		return startSession(tx, s)
+		return startSession(tx, s, ends...)
 	})
 }
 

@@ -424,6 +424,9 @@ func TestDamagedRecord(t *testing.T) {
 	if err := store.login(frodo, of[1], nil, ""); !failed(err) {
 		t.Errorf("a login of a damaged user: %v", err)
 	}
+	if err := store.addToken(Token{User: frodo.Name}); !failed(err) {
+		t.Errorf("a token of a damaged user: %v", err)
+	}
 	if err := store.addUser(frodo); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a damaged user was made again: %v", err)
 	}

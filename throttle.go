@@ -1,5 +1,5 @@
-// throttle.go: how many passwords who may try, and how many bcrypts run at
-// once. All of it is in memory, bounded, and gone with the process.
+// throttle.go: limits the tries of passwords and codes, and how many bcrypts run
+// at once. All of it is in memory, bounded, and gone with the process.
 //
 // A wrong password counts against the pair of user and address, against the
 // address, and against the user. Past its limit each makes the next try wait,
@@ -45,14 +45,14 @@ type throttle struct {
 }
 
 // countKey is the hashes of user and address; the pair has both, the others
-// have one and 0.
+// have one and 0. Under a session's hash addr is 1, under a user's for codes 2.
 type countKey struct{ user, addr uint64 }
 
 type count struct {
 	wrong    int
 	inFlight int       // tries whose outcome is open: each may be one more wrong one
 	until    time.Time // no try before
-	changed  time.Time // when wrong was last right
+	changed  time.Time // up to when forgive has taken the time into account
 	last     time.Time // wrong try; zero: there was none
 
 	turn     uint64    // of a user: the address that may try first when the wait is over; 0: any
@@ -87,8 +87,8 @@ func (t *throttle) session(k Key) []limit {
 	return []limit{{countKey{maphash.Bytes(t.seed, k[:]), 1}, pairLimit, longestWait}}
 }
 
-// codes returns what limits the tries of a user's second factor. Only a right
-// code is forgiven something.
+// codes returns what limits the tries of a user's second factor. A right
+// password does not reset this count, only a right code does.
 func (t *throttle) codes(user string) []limit {
 	return []limit{{countKey{maphash.String(t.seed, "user "+user), 2}, codeLimit, longestWait}}
 }
