@@ -164,6 +164,7 @@ type gateway struct {
 	tool   *gatewayTool
 	addr   string // where browsers reach it
 	secure string // where they reach it by https, "" if they cannot
+	prefix string // in place of the documented /auth, if not ""
 }
 
 // documented returns the blocks of the documentation in a language.
@@ -217,6 +218,9 @@ func (g *gateway) ownPlaces(block string) string {
 	cert, key := certificate(g.T, "*.example.com")
 	host, port, _ := net.SplitHostPort(g.addr)
 	site := " {\n\tbind " + host + "\n"
+	if g.prefix != "" {
+		block = strings.ReplaceAll(block, "/auth/", g.prefix+"/")
+	}
 	return strings.NewReplacer("127.0.0.1:8080", g.server.addr(), "127.0.0.1:3000", g.tool.addr,
 		// nginx
 		"listen 80;", "listen "+g.addr+";", "listen 443 ssl;", "listen "+g.secure+" ssl;",
@@ -252,12 +256,13 @@ func startNginx(t *testing.T, addr, block string) {
 	startOther(t, addr, folder, "nginx", "-p", folder, "-c", "nginx.conf", "-e", "stderr")
 }
 
-func startCaddy(t *testing.T, addr, secure, block string) {
+// startCaddy starts Caddy, which at last listens on waits.
+func startCaddy(t *testing.T, waits, addr, secure, block string) {
 	t.Helper()
 	_, port, _ := net.SplitHostPort(addr)
 	_, securePort, _ := net.SplitHostPort(secure)
 	folder := inFolder(t, "Caddyfile", "{\n\tadmin off\n\thttp_port "+port+"\n\thttps_port "+securePort+"\n}\n"+block)
-	startOther(t, addr, folder, "caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile")
+	startOther(t, waits, folder, "caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile")
 }
 
 var gatewayModes = []string{"nginx", "caddy", "haproxy", "traefik", "proxy"}
@@ -280,12 +285,14 @@ func startGateway(t *testing.T, mode string, flags ...string) *gateway {
 // before starts the gateway before ringward and the tool.
 func (g *gateway) before(mode string) {
 	g.Helper()
-	g.addr, g.secure = ownAddr(), ownAddr()
+	if g.secure == "" {
+		g.addr, g.secure = ownAddr(), ownAddr()
+	}
 	switch mode {
 	case "nginx":
 		startNginx(g.T, g.addr, g.ownPlaces(documented(g.T, "nginx")[0]))
 	case "caddy":
-		startCaddy(g.T, g.addr, g.secure, g.ownPlaces(documented(g.T, "caddyfile")[0]))
+		startCaddy(g.T, g.addr, g.addr, g.secure, g.ownPlaces(documented(g.T, "caddyfile")[0]))
 	case "haproxy":
 		folder := inFolder(g.T, "haproxy.cfg", g.ownPlaces(documented(g.T, "haproxy")[0]))
 		if err := os.WriteFile(filepath.Join(folder, "ringward.lua"), []byte(g.ownPlaces(documented(g.T, "lua")[0])), 0o600); err != nil {
@@ -314,6 +321,7 @@ func startTraefik(g *gateway) {
 	replaced := regexp.MustCompile(value(`authResponseHeadersRegex: "(.*)"`))
 	cookies := strings.Split(value(`addAuthCookiesToResponse: \[(.*)\]`), ", ")
 	value(`trustForwardHeader: (false)`)
+	prefix := value("PathPrefix\\(`(/[a-z]+/)`\\)")
 
 	to := func(addr string) *httputil.ReverseProxy {
 		return &httputil.ReverseProxy{ErrorLog: log.New(io.Discard, "", 0), FlushInterval: -1, Rewrite: func(p *httputil.ProxyRequest) {
@@ -344,7 +352,7 @@ func startTraefik(g *gateway) {
 		if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 			r.Header.Set("Connection", "Upgrade")
 		}
-		if strings.HasPrefix(r.URL.Path, "/auth/") {
+		if strings.HasPrefix(r.URL.Path, prefix) {
 			own.ServeHTTP(w, r)
 			return
 		}
@@ -623,20 +631,27 @@ func TestGatewayPaths(t *testing.T) {
 	})
 }
 
-// A session that is used lives on, and so must its cookie.
+// A session that is used lives on, and so must its cookie. No cache may keep
+// the two together.
 func TestGatewayRenewal(t *testing.T) {
 	for _, mode := range gatewayModes {
 		t.Run(mode, func(t *testing.T) {
 			g := startGateway(t, mode, "-session-idle", "6s")
 			cookie := g.login()
 			for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-				answer, body := g.raw(g.get("/", cookie))
+				answer, body := g.raw(g.get("/?Cache-Control=public,max-age=600", cookie))
 				if answer.StatusCode != http.StatusOK {
 					t.Fatalf("%s %s", answer.Status, body)
 				}
-				cookies := answer.Header["Set-Cookie"]
+				cookies, cache := answer.Header["Set-Cookie"], fmt.Sprint(answer.Header["Cache-Control"])
 				if len(cookies) == 1 && strings.HasPrefix(cookies[0], "tool=1") {
+					if cache != "[public,max-age=600]" {
+						t.Errorf("without a renewed cookie Cache-Control is %s", cache)
+					}
 					continue
+				}
+				if cache != "[no-store]" && mode != "traefik" {
+					t.Errorf("with a renewed cookie Cache-Control is %s", cache)
 				}
 				if !slices.ContainsFunc(cookies, func(c string) bool { return strings.HasPrefix(c, cookie+";") }) || len(cookies) != 2 {
 					t.Errorf("got the cookies %q", cookies)
