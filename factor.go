@@ -9,12 +9,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -209,15 +209,17 @@ func (f *Factor) next(u User, now time.Time) (any, error) {
 	return pendingLogin{u.Name, f.signUntil(pendingPurpose(u, has), name, expires), expires, has.none()}, nil
 }
 
-// pendingPurpose is another one when the password or the app changes.
+// pendingPurpose is another one when the password or the factors change. A
+// store may keep no more of a time than microseconds.
 func pendingPurpose(u User, has Factors) string {
-	return "pending " + strings.Join([]string{u.Name, u.Hash, nanos(u.Created), nanos(has.Created), strconv.FormatBool(has.none())}, " ")
+	return fmt.Sprint("pending ", u.Name, " ", u.Hash, " ", u.Created.UnixMicro(), " ", has.Created.UnixMicro(), " ", has.none())
 }
 
 var pendingOver = &refusal{http.StatusUnauthorized, "This login has taken too long: begin again", "", 0}
 
 // fromPending returns whose login it is and what they have, or a refusal.
-func (f *Factor) fromPending(pending string, now time.Time) (u User, has Factors, err error) {
+// enrol is for who has no factor yet.
+func (f *Factor) fromPending(pending string, enrol bool, now time.Time) (u User, has Factors, err error) {
 	encoded, _, _ := strings.Cut(pending, ":")
 	name, _ := base64.RawURLEncoding.DecodeString(encoded)
 	if u, err = f.store.user(string(name)); err == nil {
@@ -226,7 +228,7 @@ func (f *Factor) fromPending(pending string, now time.Time) (u User, has Factors
 	if err == nil {
 		_, err = f.signedUntil(pendingPurpose(u, has), pending, now)
 	}
-	if err == nil && u.Disabled || errors.Is(err, fs.ErrNotExist) {
+	if err == nil && (u.Disabled || has.none() != enrol) || errors.Is(err, fs.ErrNotExist) {
 		err = pendingOver
 	}
 	return u, has, err
@@ -252,10 +254,7 @@ func (f *Factor) handleCode(w http.ResponseWriter, r *http.Request) {
 // wrong or was used, a refusal, or that the store failed.
 func (f *Factor) loginByCode(r *http.Request, pending, code string) (s Session, id string, err error) {
 	now := time.Now()
-	u, has, err := f.fromPending(pending, now)
-	if err == nil && has.Seed == "" {
-		err = pendingOver
-	}
+	u, has, err := f.fromPending(pending, false, now)
 	if err != nil {
 		return s, id, err
 	}
@@ -319,10 +318,7 @@ func (f *Factor) handleApp(w http.ResponseWriter, r *http.Request) {
 		}).ServeHTTP(w, r)
 		return
 	}
-	u, has, err := f.fromPending(pending, time.Now())
-	if err == nil && !has.none() {
-		err = pendingOver
-	}
+	u, _, err := f.fromPending(pending, true, time.Now())
 	if err != nil {
 		f.fail(w, r, err, 0, "")
 		return

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
@@ -44,4 +45,16 @@ func TestPostgresOneCodeOnTwoServers(t *testing.T) {
 
 	pending := s.pend("frodo").Pending
 	s.atOnce(100, 2, send("POST", "/auth/session/code", object("pending", pending, "code", app.code(1))))
+}
+
+// The first user enrols too: their login is pending before the database has
+// cut the time at which they were made.
+func TestPostgresFirstUserEnrols(t *testing.T) {
+	s := &accountServer{T: t, log: new(bytes.Buffer)}
+	s.program = newTestProgram(t, openTestPG(t, testDatabase(t)), io.Discard, "-second-factor", "required")
+	s.Handler = s.next
+	var p pendingLogin
+	s.want(http.StatusAccepted, &p, "POST", "/auth/invites/"+s.invite(""), object("username", "frodo", "password", testPassword))
+	app := s.offer(object("pending", p.Pending))
+	s.want(http.StatusOK, nil, "GET", "/auth/session", "", "Cookie", s.accept(&app, p.Pending))
 }

@@ -813,7 +813,7 @@ func FuzzPending(f *testing.F) {
 	f.Add("..::")
 	f.Add("Znjvz.")
 	f.Fuzz(func(t *testing.T, text string) {
-		if _, _, err := p.factor.fromPending(text, now); (err == nil) != (text == own) {
+		if _, _, err := p.factor.fromPending(text, true, now); (err == nil) != (text == own) {
 			t.Errorf("%q: %v", text, err)
 		}
 	})
