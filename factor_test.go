@@ -707,6 +707,13 @@ func TestImportApps(t *testing.T) {
 		s.wantCode(user, http.StatusCreated, p.Pending, testApp{seed: raw}.code(0))
 	}
 	s.enter("rosie", htpasswdPasswords["gimli"])
+
+	// The line that is refused gives its app to nobody.
+	out, err = s.imports("fatty:" + hash + "\nFATTY:" + hash + ":" + seed + "\n")
+	if out != "users imported: 1\n" || err == nil || err.Error() != "FILE: lines refused: 1\nline 2: name taken" {
+		t.Errorf("got %q, %v", out, err)
+	}
+	s.enter("fatty", htpasswdPasswords["gimli"])
 	s.enter("frodo", testPassword)
 }
 
