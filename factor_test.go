@@ -331,11 +331,12 @@ func TestPendingLoginEnds(t *testing.T) {
 		"an invite is used": {func(s *accountServer, _ testApp, _ string, _ *string) {
 			s.want(http.StatusAccepted, nil, "POST", "/auth/invites/"+s.invite("frodo"), object("password", newPassword))
 		}, http.StatusUnauthorized},
-		"another app": {func(s *accountServer, app testApp, cookie string, _ *string) {
+		"another app": {func(s *accountServer, app testApp, cookie string, p *string) {
 			time.Sleep(2 * codeStep * time.Second)
 			proof := s.proof(cookie)
 			other := s.offer("", "Cookie", cookie, "Ringward-Proof", proof)
 			s.accept(&other, "", "Cookie", cookie, "Ringward-Proof", proof)
+			s.wantCode("its code", http.StatusUnauthorized, *p, other.code(1))
 		}, http.StatusUnauthorized},
 		"disabled": {func(s *accountServer, _ testApp, _ string, _ *string) { s.printed("user disable", "frodo") }, http.StatusUnauthorized},
 		"removed":  {func(s *accountServer, _ testApp, _ string, _ *string) { s.printed("user remove", "frodo") }, http.StatusUnauthorized},
@@ -482,6 +483,15 @@ func TestRequiredFactor(t *testing.T) {
 		time.Sleep(pendingLife)
 		s.want(http.StatusUnauthorized, nil, "POST", "/auth/totp", object("pending", late))
 
+		late = s.pend("sam").Pending
+		sam := s.user("sam")
+		s.printed("user remove", "sam")
+		sam.Created = time.Now().Add(time.Microsecond)
+		if err := s.store.addUser(sam); err != nil { // another one, with the same password
+			t.Fatal(err)
+		}
+		s.want(http.StatusUnauthorized, nil, "POST", "/auth/totp", object("pending", late))
+
 		// A first or lost password is no way round.
 		var invited pendingLogin
 		w := s.want(http.StatusAccepted, &invited, "POST", "/auth/invites/"+s.invite("sam"), object("password", newPassword))
@@ -512,6 +522,74 @@ func TestOneEnrolmentAtOnce(t *testing.T) {
 	s.atOnce(50, 1, func() *httptest.ResponseRecorder {
 		return s.do("PUT", "/auth/totp", object("code", app.code(0)), "Cookie", cookie, "Ringward-Proof", proof)
 	})
+}
+
+// meantime is a store with which something happens before a change of factors.
+type meantime struct {
+	fullStore
+	happens func()
+}
+
+func (m meantime) as(act Act) Store { return meantime{m.fullStore.as(act).(fullStore), m.happens} }
+
+func (m meantime) changeFactors(was User, change func(*Factors) error, after sessionsAfter) error {
+	m.happens()
+	return m.fullStore.changeFactors(was, change, after)
+}
+
+// Who was first to set up a factor keeps it, also against who knows the
+// password and comes at the same instant.
+func TestFirstFactorIsKept(t *testing.T) {
+	for name, first := range map[string]Factors{"app": {Seed: "the first"}, "passkey": {Passkeys: []Passkey{newPasskey("the first")}}} {
+		s := newAccountServer(t, "-second-factor", "required")
+		p := s.pend("frodo")
+		app := s.offer(object("pending", p.Pending))
+		s.factor.store = meantime{s.store, func() {
+			conformed{t, s.store}.change(s.user("frodo"), func(f *Factors) { *f = first })
+		}}
+		s.want(http.StatusUnauthorized, nil, "PUT", "/auth/totp", object("pending", p.Pending, "code", app.code(0)))
+		if has, err := s.store.factors("frodo"); err != nil || has.Seed != first.Seed || len(has.Passkeys) != len(first.Passkeys) || s.live("frodo") != 0 {
+			t.Errorf("%s: got %+v, %v, %d sessions", name, has, err, s.live("frodo"))
+		}
+	}
+}
+
+// What changes between a right code and its session counts: the code of an app
+// that is gone is none, nor is one after the password.
+func TestCodeMeetsChange(t *testing.T) {
+	for name, happens := range map[string]func(s *accountServer){
+		"app removed": func(s *accountServer) {
+			conformed{t, s.store}.change(s.user("frodo"), func(f *Factors) { *f = Factors{} })
+		},
+		"another app": func(s *accountServer) {
+			conformed{t, s.store}.change(s.user("frodo"), func(f *Factors) { f.Seed, f.Step = "another", 0 })
+		},
+		"another password": func(s *accountServer) {
+			if err := s.store.setPassword(s.user("frodo"), "another", newSession("frodo", time.Now())); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"disabled": func(s *accountServer) { s.printed("user disable", "frodo") },
+	} {
+		s := newAccountServer(t)
+		app, _ := s.withApp("frodo")
+		pending := s.pend("frodo").Pending
+		before := s.live("frodo")
+		s.factor.store = meantime{s.store, func() { happens(s) }}
+		s.wantCode(name, http.StatusUnauthorized, pending, app.code(1))
+		if live := s.live("frodo"); live > before {
+			t.Errorf("%s: %d sessions, then %d", name, before, live)
+		}
+	}
+}
+
+func (s *accountServer) user(name string) User {
+	s.Helper()
+	u, err := s.store.user(name)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return u
 }
 
 // Nothing else that lets somebody in goes round the factor: an invite does not,
