@@ -15,6 +15,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -412,6 +413,24 @@ func TestChallengeCountsOnce(t *testing.T) {
 	uncounted.count = 0
 	body = uncounted.sent()
 	s.atOnce(100, 4, func() *httptest.ResponseRecorder { return s.do("POST", "/auth/passkey", body) })
+}
+
+// No user fills the store with challenges.
+func TestChallengesAreLimited(t *testing.T) {
+	now := time.Now()
+	var f Factors
+	for i := range maxUsed {
+		if err := f.use(fmt.Sprint(i), now.Add(challengeLife), now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var no *refusal
+	if err := f.use("one more", now.Add(challengeLife), now); !errors.As(err, &no) || no.status != http.StatusTooManyRequests {
+		t.Errorf("got %v", err)
+	}
+	if err := f.use("later", now.Add(2*challengeLife), now.Add(challengeLife)); err != nil || len(f.Used) != 1 {
+		t.Errorf("%v, %d are kept", err, len(f.Used))
+	}
 }
 
 // What is added is a passkey of a kind that was asked for, in answer to this
