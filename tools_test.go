@@ -170,6 +170,7 @@ func verdictOf(w *httptest.ResponseRecorder, noTool int) string {
 type fate struct {
 	verdict string
 	login   string      // the page
+	kind    string      // Content-Type of a refusal
 	tool    http.Header // of what the tool gets, by what ringward says
 }
 
@@ -182,7 +183,7 @@ func (g *guarded) serves(r *http.Request) (o fate) {
 	if got := g.got.Load(); got != nil {
 		return fate{verdict: "as " + told(got.Header), tool: got.Header}
 	}
-	return fate{verdict: verdictOf(w, http.StatusMisdirectedRequest), login: w.Header().Get("Location")}
+	return fate{verdict: verdictOf(w, http.StatusMisdirectedRequest), login: w.Header().Get("Location"), kind: w.Header().Get("Content-Type")}
 }
 
 // told is who a tool is told is there.
@@ -221,7 +222,7 @@ func (g *guarded) asks(shape func(client *http.Request) []*http.Request) func(*h
 			if w.Code == http.StatusNoContent {
 				return fate{verdict: "as " + told(w.Header()), tool: w.Header()}
 			}
-			o = fate{verdict: verdictOf(w, http.StatusForbidden), login: w.Header().Get("Location")}
+			o = fate{verdict: verdictOf(w, http.StatusForbidden), login: w.Header().Get("Location"), kind: w.Header().Get("Content-Type")}
 			if w.Code != http.StatusUnauthorized {
 				return o
 			}
@@ -308,6 +309,9 @@ func TestDoors(t *testing.T) {
 			back, _ := url.Parse(o.login)
 			if want == "login page" && (!strings.HasPrefix(o.login, "https://auth.example.com/auth/login?next=") || back.Query().Get("next") != "https://"+r.Host+path) {
 				t.Errorf("%s: the login page is %s\n%s", name, o.login, row.line)
+			}
+			if page := strings.HasPrefix(o.kind, "text/html"); want == "not for you" && page != navigates(r) {
+				t.Errorf("%s: the refusal is %s\n%s", name, o.kind, row.line)
 			}
 			if !strings.HasPrefix(want, "as ") {
 				continue
@@ -698,4 +702,22 @@ func TestToolTimeout(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A tool may link to /auth/logout: to look at the page ends nothing, its one
+// button ends the session for all tools.
+func TestLogoutPage(t *testing.T) {
+	g := newGuarded(t)
+	const page = "https://wiki.example.com/auth/logout"
+	cookie := g.people["frodo"]
+	w := g.want(http.StatusOK, nil, "GET", page, "", "Cookie", cookie)
+	if n := strings.Count(w.Body.String(), "<button"); n != 1 {
+		t.Errorf("the page has %d buttons", n)
+	}
+	g.want(http.StatusForbidden, nil, "POST", page, "", "Cookie", cookie, "Origin", "https://evil.test")
+	g.want(http.StatusOK, nil, "GET", "https://wiki.example.com/x", "", "Cookie", cookie)
+	g.want(http.StatusSeeOther, nil, "POST", page, "", "Cookie", cookie, "Origin", "https://wiki.example.com")
+	for _, host := range []string{"wiki", "git"} {
+		g.want(http.StatusUnauthorized, nil, "GET", "https://"+host+".example.com/x", "", "Cookie", cookie)
+	}
 }
