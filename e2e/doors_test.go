@@ -265,6 +265,53 @@ func TestGatewayDoors(t *testing.T) {
 	}
 }
 
+// A request that names two hosts is judged by the one whose tool would get it.
+func TestGatewayTwoHosts(t *testing.T) {
+	g := startGuarded(t)
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.Errorf("the tool of the group got %s %s%s", r.Method, r.Host, r.RequestURI)
+	}))
+	t.Cleanup(other.Close)
+	addr := ownAddr()
+	page, err := os.ReadFile("../docs/tools.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := os.ReadFile("testdata/nginx.block")
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, server, _ := strings.Cut(string(block), "\nserver {\n")
+	server = strings.NewReplacer("listen 443 ssl;", "").Replace(regexp.MustCompile("(?m)^.*ssl_certificate.*$").ReplaceAllString(server, ""))
+	config := regexp.MustCompile("(?ms)^```nginx\n(.*?)^```$").FindStringSubmatch(string(page))[1] + maps
+	for name, upstream := range map[string]string{"wiki": g.tool.URL, "grafana": other.URL} {
+		named := "\nserver {\n" + regexp.MustCompile(`(?m)^    server_name .*\n.*$`).FindString(string(page)) + server
+		config += strings.NewReplacer("grafana.example.com", name+".example.com", "http://127.0.0.1:3000", upstream).Replace(named)
+	}
+	startNginx(t, addr, strings.NewReplacer("listen 80", "listen "+addr, "127.0.0.1:8080", g.addr()).Replace(config))
+	doors := map[string]string{"nginx": addr, "tools": g.addr(), "caddy": g.startDoor("caddy"), "haproxy": g.startDoor("haproxy")}
+	for door, addr := range doors {
+		for _, c := range []struct {
+			line, host string
+			pass       bool
+		}{
+			{"/x", "wiki.example.com", true},
+			{"/x", "WIKI.example.com.:8443", true},
+			{"http://wiki.example.com/x", "wiki.example.com", true},
+			{"/x", "grafana.example.com", false},
+			{"http://grafana.example.com/x", "wiki.example.com", false},
+			{"http://GRAFANA.example.com:80/x", "wiki.example.com", false},
+			{"http://other.example.com/x", "wiki.example.com", false},
+			{"/x", "other.example.com", false},
+		} {
+			answer, got := g.through(addr, "GET "+c.line+" HTTP/1.1\r\nHost: "+c.host+"\r\nCookie: "+g.people["frodo"]+"\r\n\r\n", "GET")
+			if pass := got != nil; pass != c.pass || !pass && answer.status < 400 {
+				t.Errorf("%s, %s of %s: %d %.100s %v", door, c.line, c.host, answer.status, answer.body, answer.err)
+			}
+		}
+	}
+}
+
 // Three tools on three names with one login, over https, for a browser, a
 // webhook and git.
 func TestGatewayToolsFile(t *testing.T) {
