@@ -26,6 +26,9 @@ func restore(c config, path string, stdout io.Writer) error {
 	if err := inspect(path); err != nil {
 		return err
 	}
+	if target, err := filepath.EvalSymlinks(c.db); err == nil {
+		c.db = target
+	}
 	temp, err := copyOf(path, c.db)
 	defer os.Remove(temp)
 	if err != nil {

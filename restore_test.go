@@ -143,6 +143,23 @@ func onlyFile(t *testing.T, path string) {
 	}
 }
 
+// A link to the database stays one.
+func TestRestoreThroughALink(t *testing.T) {
+	s := newAccountServer(t)
+	path := s.copied()
+	target := s.path
+	s.path = filepath.Join(t.TempDir(), "link.db")
+	noErr(t, os.Symlink(target, s.path))
+	s, _ = s.restored(path)
+	if got, err := os.Readlink(s.path); err != nil || got != target {
+		t.Errorf("the link leads to %s, %v", got, err)
+	}
+	acts, err := s.store.acts("")
+	if noErr(t, err); len(acts) == 0 || acts[len(acts)-1].What != "restored" {
+		t.Errorf("%+v", acts)
+	}
+}
+
 // asFirstFormat makes of a database one as the first version wrote it: without
 // groups, factors and the record of acts.
 func asFirstFormat(t *testing.T, path string) {

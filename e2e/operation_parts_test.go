@@ -120,7 +120,7 @@ func (e examined) doctor(t *testing.T) string {
 
 	if e.gateway == "" { // ringward itself
 		s.stop()
-		s = p.serve(append(flags, "-addr", addr, "-tls-cert", "tool.crt", "-tls-key", "tool.key", "-proxy", "http://"+toolAddr)...)
+		p.serve(append(flags, "-addr", addr, "-tls-cert", "tool.crt", "-tls-key", "tool.key", "-proxy", "http://"+toolAddr)...)
 	} else {
 		e.start(t, p.dir, addr, plain, s.addr(), toolAddr)
 	}
