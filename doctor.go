@@ -185,7 +185,7 @@ func (d *doctor) ask(method, path, body string, headers ...string) (got reply) {
 // What mends it in each gateway.
 const (
 	mendVerify = `nginx: auth_request /auth/verify; in every location before the tool. Caddy: no handle or route before the documented one. ` +
-		`HAProxy: http-request lua.ringward if !ours, with no other condition`
+		`HAProxy: http-request lua.ringward unless ours, with no other condition`
 	mendHeaders = `nginx: proxy_set_header %[1]s ""; Caddy: request_header -%[1]s; HAProxy: its beginning in the list drop of ringward.lua`
 	mendHost    = `nginx: proxy_set_header X-Forwarded-Host $http_host; Caddy: no header_up X-Forwarded-Host; ` +
 		`HAProxy: http-request set-header X-Forwarded-Host %%[req.hdr(Host)]; and start ringward with -trusted-proxies and -public-url`

@@ -31,13 +31,15 @@ import (
 // documentedBlock returns the block of the documentation that holds a word.
 func documentedBlock(t *testing.T, word string) string {
 	t.Helper()
-	text, err := os.ReadFile("../docs/gateways.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, block := range regexp.MustCompile("(?ms)^```[a-z]+\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
-		if strings.Contains(block[1], word) {
-			return block[1]
+	pages, err := filepath.Glob("../docs/*.md")
+	noErr(t, err)
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		noErr(t, err)
+		for _, block := range regexp.MustCompile("(?ms)^```[a-z]+\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+			if strings.Contains(block[1], word) {
+				return block[1]
+			}
 		}
 	}
 	t.Fatalf("there is no block with %s", word)
@@ -217,10 +219,10 @@ func TestDoctorFinds(t *testing.T) {
 			`a client can send the tool X-Forwarded-User`, `proxy_set_header X-Forwarded-User "";`},
 		{"Remote_User", examined{gateway: "nginx", edit: []string{"listen 80;", "listen 80; underscores_in_headers on;"}},
 			`a client can send the tool \w+_User`, `proxy_set_header Remote_User "";`},
-		{"Remote-Groups", examined{gateway: "caddy", edit: []string{`request_header -\S*Remote\S*`, ""}},
-			`a client can send the tool (X.)?Remote[-_.](User|Groups|Email)`, `request_header -Remote-Groups;`},
-		{"X-WebAuth-User", examined{gateway: "caddy", edit: []string{`request_header -\S*WebAuth\S*`, ""}},
-			`a client can send the tool X-WebAuth-User`, `request_header -X-WebAuth-User;`},
+		{"Remote-Email", examined{gateway: "caddy", edit: []string{`request_header -\S*Remote\S*`, ""}},
+			`a client can send the tool (X.)?Remote[-_.](User|Groups|Email)`, `request_header -Remote-Email;`},
+		{"X-WebAuth-User", examined{gateway: "caddy", edit: []string{`request_header -\S*Auth[-_*]\S*`, ""}},
+			`a client can send the tool X-(Web)?Auth`, `request_header -X-WebAuth-User;`},
 		{"Remote.User", examined{gateway: "haproxy", edit: []string{`"remote", `, ""}},
 			`a client can send the tool Remote[-_.](User|Groups|Email)`, `a client can send the tool Remote.User: `},
 		{"X-Authenticated-User", examined{gateway: "haproxy", edit: []string{`, "xauthenti\w*"`, ""}},
@@ -229,8 +231,8 @@ func TestDoctorFinds(t *testing.T) {
 			`/static/x passes by the login`, "auth_request /auth/verify; in every location"},
 		{"path past the login, Caddy", examined{gateway: "caddy", edit: []string{"	route {", "	handle /api/* {\n		reverse_proxy 127.0.0.1:3000\n	}\n	route {"}},
 			`/api/x passes by the login`, "no handle or route before the documented one"},
-		{"path past the login, HAProxy", examined{gateway: "haproxy", edit: []string{"lua.ringward if !ours", "lua.ringward if !ours !{ path_end .ico }"}},
-			`/favicon\.ico passes by the login`, "lua.ringward if !ours, with no other condition"},
+		{"path past the login, HAProxy", examined{gateway: "haproxy", edit: []string{"lua.ringward unless ours", "lua.ringward if !ours !{ path_end .ico }"}},
+			`/favicon\.ico passes by the login`, "lua.ringward unless ours, with no other condition"},
 		{"the tool is open", examined{gateway: "nginx", open: true},
 			`the tool can be reached without ringward at `, "let it listen on 127.0.0.1"},
 		{"no https", examined{gateway: "caddy", network: true, http: true},
@@ -244,11 +246,11 @@ func TestDoctorFinds(t *testing.T) {
 		{"cached, nginx", examined{gateway: "nginx", edit: []string{"proxy_buffering off;", "proxy_cache kept; proxy_cache_valid 200 1m;"}},
 			`(the gateway keeps what a user has seen|the tool gets|a client can send)`, "no proxy_cache in the location of the tool"},
 		{"cached, HAProxy", examined{gateway: "haproxy", edit: []string{"defaults\n", "cache kept\n    total-max-size 4\n    max-age 60\n\ndefaults\n",
-			"    http-request deny", "    http-request cache-use kept if !ours\n    http-response cache-store kept\n    http-request deny"}},
+			"    acl ours path_beg /auth/\n", "    acl ours path_beg /auth/\n    http-request cache-use kept if !ours\n    http-response cache-store kept\n"}},
 			`(the gateway keeps what a user has seen|\S+ passes by the login|the tool gets)`, "no http-request cache-use"},
 		{"WebSocket, nginx", examined{gateway: "nginx", edit: []string{"        internal;", "        internal;\n        proxy_pass_request_headers off;\n        proxy_set_header Cookie $http_cookie;"}},
 			`(a page of another site can (open a WebSocket|write)|the tool gets no cookies or Authorization)`, "proxy_pass_request_headers must be on"},
-		{"WebSocket, HAProxy", examined{gateway: "haproxy", edit: []string{`name ~= "content-length"`, `name ~= "origin" and name ~= "sec-fetch-site" and name ~= "content-length"`}},
+		{"WebSocket, HAProxy", examined{gateway: "haproxy", edit: []string{`if not own\[name\] and`, `if name ~= "origin" and name ~= "sec-fetch-site" and not own[name] and`}},
 			`a page of another site can (open a WebSocket|write)`, "ringward.lua sends all headers"},
 		{"WebSocket, Caddy", examined{gateway: "caddy", edit: []string{"header_up X-Forwarded-Method {method}", "header_up X-Forwarded-Method {method}\n			header_up -Sec-Websocket-Version\n			header_up -Upgrade"}},
 			`a page of another site can open a WebSocket`, "no header_up of it"},
