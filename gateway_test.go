@@ -227,6 +227,9 @@ var spoofs = []string{
 	"X-Forwarded-For: 6.6.6.6", "X_Forwarded_For: 6.6.6.6", "x.forwarded.for: 6.6.6.6", "X-Forwarded_For: 6.6.6.6",
 	"X-Forwarded-Host: 6.6.6.6", "X-Forwarded-Proto: gopher", "X-Forwarded-User: gandalf", "X-Forwarded-Port: 666",
 	"X-Forwarded-Prefix: /evil", "X-Forwarded-Preferred-Username: gandalf", "X-Forwarded-Uri: /evil", "X-Forwarded-Method: EVIL",
+	"X-Remote-User: gandalf", "x_remote_user: gandalf", "X-Remote-Group: gandalf", "X-WebAuth-User: gandalf", "X.WebAuth.User: gandalf", "X-Auth-User: gandalf",
+	"X-Auth-Username: gandalf", "X-Auth-Request-User: gandalf", "X_Auth_Request_Email: gandalf", "X-Authenticated-User: gandalf", "X-Authenticated-Userid: gandalf",
+	"X-Authentik-Username: gandalf", "X-Forwarded-Access-Token: gandalf",
 	"Forwarded: for=6.6.6.6", "FORWARDED: for=6.6.6.6", "X-Real-IP: 6.6.6.6", "X_Real_Ip: 6.6.6.6", "x.real.ip: 6.6.6.6",
 }
 
