@@ -6,6 +6,7 @@
 //	go test -tags faults ./...        also a superuser, strace and e2fsprogs (.ci/faults)
 //	go test -tags browser ./...       also Chromium and axe-core (.ci/browser)
 //	go test -tags gateways ./...      also nginx, Caddy, HAProxy and Chromium (.ci/gateway)
+//	                                  and tools of others (.ci/tools)
 //	go test -tags operation ./...     also nginx, Caddy, HAProxy, Prometheus, systemd, zsh (.ci/operation)
 //	go test -tags attack ./...        also wrk and slowhttptest (.ci/attack)
 //	go test -tags screenshots ./...   draws the pages, for eyes

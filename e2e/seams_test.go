@@ -206,7 +206,7 @@ func TestGatewayRefusals(t *testing.T) {
 func TestGatewayPrefix(t *testing.T) {
 	for _, mode := range gatewayModes {
 		t.Run(mode, func(t *testing.T) {
-			g := &gateway{tool: startTool(t), prefix: "/ringward"}
+			g := &gateway{tool: startTool(t), changes: []string{"/auth/", "/ringward/"}}
 			g.ringward = &ringward{server: newProgram(t).serve("-trusted-proxies", "127.0.0.1", "-prefix", "/ringward", "-proxy", "http://"+g.tool.addr)}
 			g.addr = g.server.addr()
 			if mode != "proxy" {
