@@ -306,6 +306,9 @@ func TestDoors(t *testing.T) {
 				continue
 			}
 			path := strings.Fields(row.request)[1]
+			if strings.HasPrefix(want, "as ") && name == "tools" && g.got.Load().URI != path {
+				t.Errorf("the tool gets %q\n%s", g.got.Load().URI, row.line)
+			}
 			back, _ := url.Parse(o.login)
 			if want == "login page" && (!strings.HasPrefix(o.login, "https://auth.example.com/auth/login?next=") || back.Query().Get("next") != "https://"+r.Host+path) {
 				t.Errorf("%s: the login page is %s\n%s", name, o.login, row.line)
