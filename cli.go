@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -54,6 +56,9 @@ var commands = []command{
 	{"access", "[HOST]", (*Operator).access},
 }
 
+// alone are the commands that are no business of the server, and what they take.
+var alone = map[string]string{"help": "", "version": "", "migrate": "", "restore": "FILE", "doctor": "[URL]", "healthcheck": "", "completion": "bash|zsh"}
+
 // findCommand returns the command that the words begin with, and the rest.
 func findCommand(words []string) (found command, args []string, ok bool) {
 	for _, c := range commands {
@@ -87,10 +92,11 @@ func runCommand(ctx context.Context, c config, words []string, stdin io.Reader, 
 		return healthcheck(c)
 	case words[0] == "restore" && len(words) == 2:
 		return restore(c, words[1], stdout)
-	case words[0] == "restore":
-		return usagef("it is: ringward restore FILE")
 	case words[0] == "migrate":
 		return migrate(c, words[1:], stdout)
+	}
+	if args, ok := alone[words[0]]; ok {
+		return usagef("it is: ringward %s", strings.TrimSpace(words[0]+" "+args))
 	}
 	found, args, ok := findCommand(words)
 	if !ok {
@@ -137,7 +143,7 @@ func runCommand(ctx context.Context, c config, words []string, stdin io.Reader, 
 
 // noCommand says what was probably meant.
 func noCommand(words []string) error {
-	known, begun := []string{"help", "version", "migrate", "restore", "doctor", "healthcheck", "completion"}, []string(nil)
+	known, begun := slices.Sorted(maps.Keys(alone)), []string(nil)
 	for _, c := range commands {
 		known = append(known, c.words)
 		if strings.HasPrefix(c.words, words[0]+" ") {
@@ -230,14 +236,14 @@ var completionBash string
 
 // completion prints what a shell has to read to complete our words.
 func completion(shell string, stdout io.Writer) error {
-	words := []string{"help", "version", "migrate", "restore", "doctor", "healthcheck", "completion"}
+	words := slices.Sorted(maps.Keys(alone))
 	for _, c := range commands {
 		words = append(words, c.words)
 	}
 	before := map[string]string{"bash": "", "zsh": "(( $+functions[compdef] )) || { autoload -U compinit && compinit }\nautoload -U bashcompinit && bashcompinit\n"}
 	start, ok := before[shell]
 	if !ok {
-		return usagef("it is: ringward completion bash, or zsh")
+		return usagef("it is: ringward completion bash|zsh")
 	}
 	_, err := io.WriteString(stdout, start+strings.Replace(completionBash, "COMMANDS", strings.Join(words, "\n"), 1))
 	return err

@@ -234,6 +234,11 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"session", "end-all"}, "say -yes"},
 		{[]string{"user", "list", "-yes"}, "does not have that flag"},
 		{[]string{"restore"}, "it is: ringward restore FILE"},
+		{[]string{"doctor", "a", "b"}, "it is: ringward doctor [URL]"},
+		{[]string{"version", "x"}, "it is: ringward version"},
+		{[]string{"completion"}, "it is: ringward completion bash|zsh"},
+		{[]string{"completion", "fish"}, "it is: ringward completion bash|zsh"},
+		{[]string{"doktor"}, "did you mean doctor?"},
 		{[]string{"migrate", "postgres://u:p@h/d"}, "it is: DATABASE_URL=postgres://… ringward -db FILE migrate"},
 	} {
 		var stdout bytes.Buffer
