@@ -227,6 +227,8 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"user", "invite", "-password-stdin", "frodo"}, "does not have that flag"},
 		{[]string{"user", "list", "-db", "other.db"}, "-db is not a flag of a command"},
 		{[]string{"-dbb", "other.db", "user", "list"}, "not defined"},
+		{[]string{"-metrcs", "x"}, "-metrcs: did you mean -metrics?"},
+		{[]string{"-bcrypt-cost", "x"}, `invalid value "x" for flag -bcrypt-cost: parse error; see ringward help`},
 		{[]string{"user"}, "it is one of: user add, user invite,"},
 		{[]string{"usr", "ad"}, `there is no command "usr ad": did you mean user add?`},
 		{[]string{"backupp", "x"}, `there is no command "backupp x": did you mean backup?`},

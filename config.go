@@ -81,6 +81,12 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	if wrong := set.Parse(args); errors.Is(wrong, flag.ErrHelp) {
 		return c, []string{"help"}, nil
 	} else if wrong != nil {
+		var flags []string
+		set.VisitAll(func(f *flag.Flag) { flags = append(flags, "-"+f.Name) })
+		_, typed, _ := strings.Cut(wrong.Error(), "not defined: ")
+		if meant := suggestion(typed, flags); meant != "" {
+			return c, nil, usagef("%w%s", wrong, meant)
+		}
 		return c, nil, usagef("%w; see ringward help", wrong)
 	}
 	if u, err := url.Parse(c.db); err == nil && slices.ContainsFunc(args, func(arg string) bool { return strings.HasSuffix(arg, c.db) }) {
