@@ -335,3 +335,19 @@ func TestErrorsForPeople(t *testing.T) {
 		}
 	}
 }
+
+// A password in the arguments is there for everybody on the machine to read.
+func TestPasswordOfTheDatabaseInTheArguments(t *testing.T) {
+	for args, want := range map[string]bool{
+		"-db postgres://ring:secret@db/ring":        true,
+		"-db=postgresql://ring:secret@db/ring":      true,
+		"migrate postgres://ring:secret@db/ring":    true,
+		"-db postgres://ring@db/ring":               false,
+		"migrate postgres://ring@db/ring?sslmode=x": false,
+		"-db ring.db user list":                     false,
+	} {
+		if c, _, _ := parseConfig(strings.Fields(args)); c.showsPassword != want {
+			t.Errorf("%s: %v", args, c.showsPassword)
+		}
+	}
+}

@@ -321,7 +321,7 @@ func TestGatewaySeveral(t *testing.T) {
 	}
 	d.do(chromedp.Navigate(at("wiki") + "/page?x=1"))
 	d.until(`location.origin === %s && location.pathname === '/auth/login' && !document.querySelector('#page').hidden`, js(at("auth")))
-	d.login("frodo", password)
+	d.login("frodo ", password) // as phones write it
 	is(at("wiki") + "/page?x=1")
 	d.do(chromedp.Navigate(at("git") + "/repo"))
 	is(at("git") + "/repo")
