@@ -285,15 +285,13 @@ func (g *Gateway) inDomain(u *url.URL) bool {
 	return g.auth.CookieDomain != "" && err == nil && same == name && under(name, g.auth.CookieDomain) && portErr == nil && port > 0
 }
 
-const (
-	// idleUpstream is less than the 5 s after which Node and Apache close an
-	// idle connection: on one that is just being closed a POST would fail.
-	idleUpstream = 4 * time.Second
-)
+// idleUpstream is less than the 5 s after which Node and Apache close an idle
+// connection: on one that is just being closed a POST would fail.
+const idleUpstream = 4 * time.Second
 
-// proxy passes requests on to a tool. What the tool responds passes as it is, but for what would end the session in the
-// browser, and for Cache-Control where the session is renewed or the tool has
-// none.
+// proxy passes requests on to a tool. What the tool responds passes as it is,
+// but for what would end the session in the browser, and for Cache-Control where
+// the session is renewed or the tool has none.
 func (g *Gateway) proxy(tool *Tool) http.Handler {
 	return g.proxyOver(tool, (&net.Dialer{Timeout: 10 * time.Second}).DialContext)
 }
