@@ -270,10 +270,10 @@ func startGateway(t *testing.T, mode string, flags ...string) *gateway {
 	t.Helper()
 	g := &gateway{tool: startTool(t)}
 	if mode == "proxy" {
-		g.ringward = start(t, append(flags, "-proxy", "http://"+g.tool.addr)...)
+		g.ringward = &ringward{server: newProgram(t).serve(append(flags, "-proxy", "http://"+g.tool.addr)...)}
 		g.addr = g.server.addr()
 	} else {
-		g.ringward = start(t, flags...)
+		g.ringward = &ringward{server: newProgram(t).serve(flags...)}
 		g.before(mode)
 	}
 	g.url = "http://" + g.addr // for browsers
