@@ -468,8 +468,10 @@ async function newPasskey(name) {
 		authenticatorData: text64(response.getAuthenticatorData()), publicKey: text64(response.getPublicKey())}))
 }
 
-// passkeysWork says where they do, if not here.
-const passkeysWork = () => !!window.PublicKeyCredential && isSecureContext && !/^[\d.]+$|^\[/.test(location.hostname)
+// passkeysWork says whether they do at this address: the server takes them from
+// its public one only, if it has one.
+const passkeysWork = () => !!window.PublicKeyCredential && isSecureContext && !/^[\d.]+$|^\[/.test(location.hostname) &&
+	(document.body.dataset.public || location.origin) === location.origin
 
 function passkeyLine(passkey) {
 	return line([bdi(passkey.name)],
@@ -498,9 +500,14 @@ async function loginByPasskey(mediation, signal) {
 
 // offerPasskeys has the browser offer them in the name's field, and on a button.
 async function offerPasskeys() {
+	const button = $('passkey')
+	const there = document.body.dataset.public
+	if (there && there !== location.origin) {
+		const next = new URL(new URLSearchParams(location.search).get('next') || '/', location.origin)
+		button.after(h('p', {}, h('a', {href: there + '/auth/login?next=' + encodeURIComponent(next)}, 'Log in with a passkey')))
+	}
 	if (!passkeysWork()) return
 	let waiting
-	const button = $('passkey')
 	button.hidden = false
 	onClick(button, () => {
 		waiting?.abort()
