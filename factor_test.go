@@ -229,6 +229,68 @@ func TestRecoveryCodeLogin(t *testing.T) {
 	}
 }
 
+// A proof is of one session, for five minutes, and made by its own password.
+func TestProof(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newAccountServer(t)
+		cookie := s.enter("frodo", testPassword)
+		var confirmed struct {
+			Proof   string
+			Expires time.Time
+		}
+		s.want(http.StatusCreated, &confirmed, "POST", "/auth/confirm", object("password", testPassword), "Cookie", cookie)
+		if want := seconds(time.Now().Add(proofLife)); !confirmed.Expires.Equal(want) || proofLife != 5*time.Minute {
+			t.Errorf("it expires %v, want %v", confirmed.Expires, want)
+		}
+		try := func(what string, status int, cookie, proof string) {
+			t.Helper()
+			w := s.do("POST", "/auth/totp", "", "Cookie", cookie, "Ringward-Proof", proof)
+			if w.Code != status || status == http.StatusForbidden && !strings.Contains(w.Body.String(), "Confirm that it is you") {
+				t.Errorf("%s: got %d %s", what, w.Code, w.Body)
+			}
+		}
+		expires, signature, _ := strings.Cut(confirmed.Proof, ".")
+		try("it", http.StatusCreated, cookie, confirmed.Proof)
+		try("it again", http.StatusCreated, cookie, confirmed.Proof)
+		try("none", http.StatusForbidden, cookie, "")
+		try("made to last", http.StatusForbidden, cookie, expires+"0."+signature)
+		try("unsigned", http.StatusForbidden, cookie, expires+".")
+		try("signed as a cookie", http.StatusForbidden, cookie, expires+cookie[strings.Index(cookie, "."):])
+		try("of another session", http.StatusForbidden, s.enter("frodo", testPassword), confirmed.Proof)
+		try("of another user", http.StatusForbidden, s.enter("sam", testPassword), confirmed.Proof)
+		time.Sleep(proofLife - time.Nanosecond)
+		try("just in time", http.StatusCreated, cookie, confirmed.Proof)
+		time.Sleep(time.Nanosecond)
+		try("too old", http.StatusForbidden, cookie, confirmed.Proof)
+
+		for range pairLimit {
+			w := s.want(http.StatusForbidden, nil, "POST", "/auth/confirm", object("password", "not it"), "Cookie", cookie)
+			if !strings.Contains(w.Body.String(), wrongCurrent) {
+				t.Errorf("got %s", w.Body)
+			}
+		}
+		s.want(http.StatusTooManyRequests, nil, "POST", "/auth/confirm", object("password", testPassword), "Cookie", cookie)
+		other := s.enter("frodo", testPassword)
+		proof := s.proof(other) // of another session it is not counted
+		s.want(http.StatusNoContent, nil, "DELETE", "/auth/session", "", "Cookie", other)
+		try("of a session that ended", http.StatusUnauthorized, other, proof)
+	})
+}
+
+// With a cookie domain the account is answered on the public host only.
+func TestFactorsOnThePublicHostOnly(t *testing.T) {
+	s := newAccountServer(t, "-public-url", "https://auth.example.com", "-cookie-domain", "example.com")
+	cookie := cookieOf(t, s.want(http.StatusCreated, nil, "POST", "https://auth.example.com/auth/session", credentials("frodo", testPassword)))
+	for _, call := range []string{"POST /auth/confirm", "GET /auth/factors", "POST /auth/totp", "PUT /auth/totp", "DELETE /auth/totp", "POST /auth/recovery-codes",
+		"POST /auth/passkeys/options", "POST /auth/passkeys", "DELETE /auth/passkeys/x"} {
+		method, path, _ := strings.Cut(call, " ")
+		s.want(http.StatusMisdirectedRequest, nil, method, "https://wiki.example.com"+path, "{}", "Cookie", cookie)
+		if w := s.do(method, "https://auth.example.com"+path, "{}", "Cookie", cookie); w.Code == http.StatusMisdirectedRequest {
+			t.Errorf("%s on the public host: %d", call, w.Code)
+		}
+	}
+}
+
 // What a right password gives is good for the code and for nothing else, on no
 // route that there is, wherever it is put.
 func TestPendingLoginOpensNoRoute(t *testing.T) {

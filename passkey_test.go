@@ -161,6 +161,12 @@ func TestPasskey(t *testing.T) {
 	p := s.withPasskey(cookie)
 	w := s.want(http.StatusCreated, nil, "POST", "/auth/passkey", s.byPasskey(p))
 	mine := cookieOf(t, w)
+	if got := s.passkeys("frodo")[0]; got.Count != p.count || got.Used.IsZero() {
+		t.Errorf("kept: %+v", got)
+	}
+	stands := p.says("webauthn.get", s.challenge())
+	stands.count--
+	s.want(http.StatusUnauthorized, nil, "POST", "/auth/passkey", stands.sent())
 	if s.want(http.StatusOK, nil, "GET", "/auth/session", "", "Cookie", mine); !strings.Contains(w.Body.String(), `"username":"frodo"`) {
 		t.Errorf("got %s", w.Body)
 	}
@@ -485,6 +491,7 @@ func TestAddPasskey(t *testing.T) {
 		"credential cut":              {401, "x", func(s *said) { s.sent(); s.authData = s.authData[:54] }},
 		"credential cut in the id":    {401, "x", func(s *said) { s.sent(); s.authData = s.authData[:56] }},
 		"another credential":          {401, "x", func(s *said) { s.attested = []byte("another id") }},
+		"id too long":                 {401, "x", func(s *said) { s.id = bytes.Repeat([]byte("x"), 1024); s.attested = s.id }},
 		"no name":                     {422, " ", func(*said) {}},
 		"name too long":               {422, strings.Repeat("x", 65), func(*said) {}},
 		"name for a terminal":         {422, "\x1b[31m", func(*said) {}},
