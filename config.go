@@ -89,9 +89,7 @@ func parseConfig(args []string) (c config, words []string, err error) {
 		}
 		return c, nil, usagef("%w; see ringward help", wrong)
 	}
-	if u, err := url.Parse(c.db); err == nil && slices.ContainsFunc(args, func(arg string) bool { return strings.HasSuffix(arg, c.db) }) {
-		_, c.showsPassword = u.User.Password()
-	}
+	c.showsPassword = slices.ContainsFunc(args, passwordInURL.MatchString)
 	words, wrong := c.commandFlags(set.Args())
 	if *version {
 		words = []string{"version"}
@@ -186,6 +184,8 @@ func durationVar(set *flag.FlagSet, d *time.Duration, name string, preset time.D
 		return err
 	})
 }
+
+var passwordInURL = regexp.MustCompile(`postgres(ql)?://[^/@]*:[^/@]+@`)
 
 // connectionWords is PostgreSQL's other form of an address.
 var connectionWords = regexp.MustCompile(`(^|\s)(host|hostaddr|port|dbname|user|password|sslmode)\s*=`)
