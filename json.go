@@ -104,7 +104,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, required, optional fields)
 		respondError(w, http.StatusUnsupportedMediaType, "Content-Type must be application/json")
 		return false
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(innermost(w), r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	var no *refusal
 	switch {
@@ -120,6 +120,18 @@ func readJSON(w http.ResponseWriter, r *http.Request, required, optional fields)
 		}
 	}
 	return err == nil
+}
+
+// innermost returns net/http's own writer, the only one that MaxBytesReader can
+// tell to close the connection rather than wait for the rest of a body.
+func innermost(w http.ResponseWriter) http.ResponseWriter {
+	for {
+		wrapper, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return w
+		}
+		w = wrapper.Unwrap()
+	}
 }
 
 // wholePairs matches JSON in which no half of a UTF-16 pair is escaped alone.

@@ -2,8 +2,10 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -221,4 +223,25 @@ func FuzzDecodeObject(f *testing.F) {
 			t.Fatalf("%q: %q, %q, %q, want %q", text, username, password, note, want)
 		}
 	})
+}
+
+// A body that is too large is not waited for, and the connection ends with it.
+func TestTooLargeEndsTheConnection(t *testing.T) {
+	server := httptest.NewServer(newAccountServer(t))
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprintf(conn, "POST /auth/session HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+		2*maxBody, strings.Repeat(" ", maxBody+1))
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if response.StatusCode != http.StatusRequestEntityTooLarge || !response.Close {
+		t.Errorf("%s, close: %v", response.Status, response.Close)
+	}
 }

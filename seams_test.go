@@ -64,7 +64,7 @@ func TestNobodyLocksTheOwnerOut(t *testing.T) {
 			if since.IsZero() || now.Before(next) {
 				continue
 			}
-			wait := try("192.0.2.1", right)
+			wait := try(fmt.Sprintf("2001:db8:%x::1", entered), right) // where they never were before
 			if next = now.Add(wait); wait == 0 {
 				entered++
 				since = time.Time{}

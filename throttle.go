@@ -5,8 +5,9 @@
 // address, and against the user. Past its limit each makes the next try wait,
 // twice as long after every further wrong one. A pair is stopped early, so
 // that one address cannot lock a user out of another. The user's own limit
-// stops many addresses: its wait is short, and then it is the turn of the
-// address that was wrong the longest time ago, or never.
+// stops many addresses, but none at which the user has logged in: its wait is
+// short, and then it is the turn of the address that was wrong the longest time
+// ago, or never.
 package main
 
 import (
@@ -54,6 +55,7 @@ type count struct {
 	until    time.Time // no try before
 	changed  time.Time // up to when forgive has taken the time into account
 	last     time.Time // wrong try; zero: there was none
+	known    bool      // of a pair: that user has logged in at that address
 
 	turn     uint64    // of a user: the address that may try first when the wait is over; 0: any
 	turnLast time.Time // last of that address
@@ -113,15 +115,16 @@ func (t *throttle) begin(limits []limit) (wait time.Duration, by int) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	pair := t.counts[limits[0].key]
 	for i, l := range limits {
 		c := t.counts[l.key]
-		if c == nil {
+		if c == nil || i == own && pair != nil && pair.known {
 			continue
 		}
 		c.forgive(now)
 		more := min(l.longest, c.until.Sub(now)) // the clock may have been put back
 		if i == own {
-			more = max(more, c.waitForTurn(limits[0].key.addr, t.counts[limits[0].key], now))
+			more = max(more, c.waitForTurn(limits[0].key.addr, pair, now))
 		}
 		if c.inFlight > 0 && c.wrong+c.inFlight >= l.max { // too many, if those in flight are wrong
 			more = max(more, firstWait)
@@ -199,9 +202,9 @@ func (t *throttle) end(limits []limit, o outcome) {
 				c.until = now.Add(min(l.longest, firstWait<<min(over, 20)))
 			}
 		case o == right && i == 0:
-			c.wrong = 0
+			c.wrong, c.known = 0, len(limits) > own
 		}
-		if c.wrong == 0 && c.inFlight == 0 {
+		if c.wrong == 0 && c.inFlight == 0 && !c.known {
 			delete(t.counts, l.key)
 		}
 	}
@@ -214,8 +217,8 @@ func (c *count) forgive(now time.Time) {
 }
 
 // makeRoom forgets, of a few counts at random, the one with the fewest wrong
-// tries: names that somebody invents do not push out the count of a user who
-// is under attack.
+// tries: names that somebody invents push out neither the count of a user who
+// is under attack nor where that user has logged in.
 func (t *throttle) makeRoom() {
 	if len(t.counts) < maxCounts {
 		return
@@ -223,8 +226,12 @@ func (t *throttle) makeRoom() {
 	var least countKey
 	fewest, looked := -1, 0
 	for k, c := range t.counts { // Go begins at random
-		if c.inFlight == 0 && (fewest < 0 || c.wrong < fewest) {
-			least, fewest = k, c.wrong
+		tries := c.wrong
+		if c.known {
+			tries += pairLimit
+		}
+		if c.inFlight == 0 && (fewest < 0 || tries < fewest) {
+			least, fewest = k, tries
 		}
 		if looked++; looked >= 32 && fewest >= 0 {
 			break

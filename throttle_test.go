@@ -146,6 +146,31 @@ func TestThrottleOfOneUserFromManyAddresses(t *testing.T) {
 	})
 }
 
+// However many addresses somebody has, they do not keep a user out of where the
+// user has logged in before, whether or not a session is left.
+func TestThrottleOfOneUserWhereTheyHaveLoggedIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newThrottled(t)
+		s.expect(t, "frodo", testPassword, here, 201, 0)
+		live, err := s.store.sessions("frodo", time.Now())
+		if err != nil || s.store.endSessions(live[0].Key) != nil {
+			t.Fatal(err)
+		}
+		for i := range userLimit + 20 {
+			if i >= userLimit {
+				time.Sleep(ownWait)
+			}
+			s.expect(t, "frodo", "wrong", fmt.Sprintf("198.51.100.%d", i), 401, 0)
+		}
+		s.expect(t, "frodo", testPassword, there, 429, ownWait)
+		s.expect(t, "frodo", testPassword, here, 201, 0)
+		for range pairLimit {
+			s.expect(t, "frodo", "wrong", here, 401, 0)
+		}
+		s.expect(t, "frodo", testPassword, here, 429, time.Second)
+	})
+}
+
 func TestThrottleOfManyUsersFromOneAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newThrottled(t)
@@ -244,8 +269,8 @@ func TestRightTriesAtTheSameInstant(t *testing.T) {
 		if len(refused) == 0 {
 			t.Error("this test tests nothing")
 		}
-		if n := len(s.throttle.counts); n != 0 {
-			t.Errorf("%d counts are left", n)
+		if n := len(s.throttle.counts); n != 1 {
+			t.Errorf("%d counts are left, want only that the user has logged in here", n)
 		}
 	})
 }
@@ -332,6 +357,9 @@ func TestInventedNames(t *testing.T) {
 		for i := range userLimit {
 			fail("sam", netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}).String())
 		}
+		known := throttle.login("frodo", there)
+		throttle.begin(known)
+		throttle.end(known, right)
 		for i := range 100_000 {
 			addr := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, byte(i >> 16), byte(i >> 8), byte(i)}).String()
 			if wait := fail("invented"+strconv.Itoa(i), addr); wait != 0 {
@@ -346,6 +374,9 @@ func TestInventedNames(t *testing.T) {
 		}
 		if fail("sam", there) == 0 {
 			t.Error("the count against the user is gone")
+		}
+		if throttle.counts[known[0].key] == nil {
+			t.Error("nobody knows any more where frodo has logged in")
 		}
 		for i := range addrLimit {
 			fail("another"+strconv.Itoa(i), there)
