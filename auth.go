@@ -1,7 +1,7 @@
-// auth.go: who may come in. Login, logout, who am I, and RequireLogin around
-// what is precious; bcrypt. No flags, no environment, no goroutines. What a
-// larger program adds joins by the unexported functions among the fields of
-// Auth, of which factor alone may be nil.
+// auth.go: login, logout, "who am I", and RequireLogin around protected
+// handlers; bcrypt. No flags, no environment, no goroutines. What a larger
+// program adds joins by the unexported functions among the fields of Auth, of
+// which factor alone may be nil.
 package main
 
 import (
@@ -28,8 +28,8 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// Auth lets people in. NewAuth makes one that is safe as it is; set the fields
-// before the first request.
+// Auth authenticates requests. NewAuth makes one that is safe as it is; set the
+// fields before the first request.
 type Auth struct {
 	Idle         time.Duration // a session ends when it is not used for so long (24h)
 	Max          time.Duration // and so long after login in any case (720h)
@@ -37,7 +37,7 @@ type Auth struct {
 	CookieDomain string        // the cookie goes to every host under this domain; "" is this host only
 	Secure       bool          // browsers reach us by https: the cookie is for https only
 	Cost         int           // of new bcrypt hashes; one more is twice the time (12)
-	LoginPage    string        // where a browser's page navigation goes that needs a login; "" answers 401 like everything else
+	LoginPage    string        // where a browser's page navigation goes that needs a login; "": 401 as for everything else
 	Log          *slog.Logger  // one line an event (nowhere)
 
 	store       Store
@@ -96,216 +96,6 @@ func NewAuth(store Store, keys ...string) (*Auth, error) {
 	return a, nil
 }
 
-// Login is who a request comes from, by cookie or by token.
-type Login struct {
-	User    User
-	Session Session   // zero where a token let them in
-	Token   bool      // let in by an API token, which may not manage the account
-	Created time.Time // of the session or the token
-	Expires time.Time // likewise; zero: never
-
-	id signedID // the secret of the session
-}
-
-// RequireLogin calls next for who is logged in (UserOf), with w as it is.
-// Without a login it responds with 401, or sends a browser that navigates to
-// the login page; when the store cannot tell, with 503. A body is read to its
-// end only by who is still logged in by then.
-func (a *Auth) RequireLogin(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		l, err := Login{}, a.sameSite(r)
-		if err == nil {
-			l, err = a.identify(w, r)
-		}
-		if errors.Is(err, fs.ErrNotExist) && a.LoginPage != "" && navigates(r) {
-			w.Header().Set("Location", a.LoginPage+"?next="+url.QueryEscape(r.URL.RequestURI()))
-			w.WriteHeader(http.StatusSeeOther)
-			return
-		}
-		if err != nil {
-			a.deny(w, r, err)
-			return
-		}
-		next.ServeHTTP(w, withLogin(r, l, func() error { _, err := a.check(r, time.Now()); return err }))
-	})
-}
-
-// withLogin returns the request for who may make it. again says whether they
-// still may.
-func withLogin(r *http.Request, l Login, again func() error) *http.Request {
-	r = r.WithContext(context.WithValue(r.Context(), loginKey{}, &l))
-	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = &judgedBody{r.Body, again, r.ContentLength}
-	}
-	return r
-}
-
-type loginKey struct{}
-
-// loginOf returns who sent a request that came through RequireLogin.
-func loginOf(r *http.Request) Login {
-	if l, ok := r.Context().Value(loginKey{}).(*Login); ok {
-		return *l
-	}
-	return Login{}
-}
-
-// UserOf returns the name of who sent a request that came through
-// RequireLogin, and "" for any other.
-func UserOf(r *http.Request) string { return loginOf(r).User.Name }
-
-// judgedBody looks again who is logged in when it has been read: a request
-// whose body came slowly is acted on long after its headers.
-type judgedBody struct {
-	io.ReadCloser
-	again func() error
-	left  int64 // bytes, as far as the request tells its length
-}
-
-func (b *judgedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.left -= int64(n)
-	if err == io.EOF || b.left == 0 && n > 0 { // who knows the length, as a tool does, does not wait for EOF
-		no := unavailable
-		if gone := b.again(); errors.Is(gone, fs.ErrNotExist) {
-			return 0, loginRequired
-		} else if gone != nil {
-			errors.As(gone, &no)
-			return 0, no
-		}
-	}
-	return n, err
-}
-
-var (
-	loginRequired = &refusal{http.StatusUnauthorized, "Login required", "", 0}
-	unavailable   = &refusal{http.StatusServiceUnavailable, "Temporarily unavailable", "", 2 * time.Second}
-)
-
-// check is the one decision: who is this request? It only reads. Nobody is
-// fs.ErrNotExist; any other error says nothing about who it is.
-func (a *Auth) check(r *http.Request, now time.Time) (Login, error) {
-	if token := tokenIn(r.Header); token != "" { // counts even where a cookie is there too
-		return a.tokenLogin(token, now)
-	}
-	return a.fromCookie(r, now)
-}
-
-// tokenIn returns the API token that a request carries: in a header of its own
-// where Authorization is another program's, or in Authorization. What else may
-// be in there belongs to others.
-func tokenIn(h http.Header) (token string) {
-	if bare := h.Get("X-Ringward-Token"); bare != "" {
-		return bare
-	}
-	for _, name := range []string{"Proxy-Authorization", "Authorization"} {
-		for _, line := range h[name] {
-			if token := bearerToken(line); token != "" {
-				return token
-			}
-		}
-	}
-	return ""
-}
-
-func bearerToken(credentials string) string {
-	scheme, token, _ := strings.Cut(credentials, " ")
-	token = strings.Trim(token, " ")
-	if strings.EqualFold(scheme, "Bearer") && strings.HasPrefix(token, "rw_") {
-		return token
-	}
-	return ""
-}
-
-// identify is check and what follows from it: the session is renewed.
-func (a *Auth) identify(w http.ResponseWriter, r *http.Request) (Login, error) {
-	w.Header().Set("Cache-Control", "no-store")
-	l, err := a.check(r, time.Now())
-	if err == nil {
-		err = a.welcome(w, r, &l)
-	}
-	return l, err
-}
-
-// welcome renews the session of who was let in.
-func (a *Auth) welcome(w http.ResponseWriter, r *http.Request, l *Login) error {
-	if !l.Token {
-		if err := a.renew(w, l, time.Now()); errors.Is(err, fs.ErrNotExist) {
-			return err
-		} else if err != nil {
-			a.Log.ErrorContext(r.Context(), "session not renewed", "error", err)
-		}
-	}
-	a.seen(r, l.User.Name)
-	return nil
-}
-
-// deny responds to a request that identify did not let in.
-func (a *Auth) deny(w http.ResponseWriter, r *http.Request, err error) {
-	if errors.Is(err, errSeveralCookies) {
-		respondError(w, loginRequired.status, loginRequired.title, "there are several cookies named "+a.cookieName()+": delete those of this site")
-		return
-	}
-	a.fail(w, r, err, loginRequired.status, loginRequired.title)
-}
-
-// fail responds with what err is: a refusal, or that something is not there,
-// which has the status and title given, or else that the store failed.
-func (a *Auth) fail(w http.ResponseWriter, r *http.Request, err error, status int, title string) {
-	no := unavailable
-	if errors.Is(err, fs.ErrNotExist) {
-		no = &refusal{status, title, "", 0}
-	} else if !errors.As(err, &no) {
-		a.Log.ErrorContext(r.Context(), "store failed", "error", err)
-	}
-	no.respond(w)
-}
-
-// sameSite refuses what another site makes a browser send: writes, and
-// upgrades, which go on to carry writes. A token no site can make it send.
-func (a *Auth) sameSite(r *http.Request) error {
-	if tokenIn(r.Header) != "" {
-		return nil
-	}
-	judged := r
-	// A gateway that asks about a WebSocket keeps Upgrade to itself, as nginx does.
-	if r.Header["Upgrade"] != nil || r.Header["Sec-Websocket-Version"] != nil {
-		judged = &http.Request{Method: http.MethodPost, Host: r.Host, Header: r.Header, URL: r.URL}
-	}
-	if a.crossOrigin.Check(judged) == nil {
-		return nil
-	}
-	a.Log.WarnContext(r.Context(), "cross-site request refused", "addr", clientAddr(r))
-	return &refusal{http.StatusForbidden, "Cross-site request refused",
-		"if the page is on this site, a gateway in between has changed the Host header: let it pass that on, or set -public-url", 0}
-}
-
-// readSameSite is readJSON of what no other site made a browser send.
-func (a *Auth) readSameSite(w http.ResponseWriter, r *http.Request, required, optional fields) bool {
-	if err := a.sameSite(r); err != nil {
-		a.fail(w, r, err, 0, "")
-		return false
-	}
-	return readJSON(w, r, required, optional)
-}
-
-// navigates tells a person who opens a page from a program that calls an API.
-func navigates(r *http.Request) bool {
-	mode := r.Header.Get("Sec-Fetch-Mode") // over http browsers send none
-	return (r.Method == http.MethodGet || r.Method == http.MethodHead) &&
-		strings.Contains(r.Header.Get("Accept"), "text/html") && (mode == "" || mode == "navigate") &&
-		r.Header.Get("X-Requested-With") == "" && r.Header.Get("Hx-Request") == ""
-}
-
-// clientAddr returns where a request comes from, without the port.
-func clientAddr(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
-}
-
 var wrongLogin = &refusal{http.StatusUnauthorized, "Username or password is wrong", "", 0}
 
 // Login is POST /auth/session.
@@ -337,7 +127,7 @@ func (a *Auth) login(r *http.Request, username, password string) (s Session, id 
 			}
 		}
 		if a.factor != nil {
-			changed := u
+			changed := u // what is pending is bound to the hash as it will be kept
 			changed.Hash = cmp.Or(hash, u.Hash)
 			if pending, err = a.factor.next(changed, time.Now()); err != nil || pending != nil && hash == "" {
 				return err
@@ -366,67 +156,6 @@ func (a *Auth) respondLoggedIn(w http.ResponseWriter, r *http.Request, s Session
 	respond(w, http.StatusCreated, struct {
 		Username string `json:"username"`
 	}{s.User})
-}
-
-// WhoAmI is GET /auth/session.
-func (a *Auth) WhoAmI(w http.ResponseWriter, r *http.Request) {
-	l, err := a.identify(w, r)
-	if err != nil {
-		a.deny(w, r, err)
-		return
-	}
-	respond(w, http.StatusOK, struct {
-		Username string     `json:"username"`
-		Created  time.Time  `json:"created"`
-		Expires  *time.Time `json:"expires"`
-	}{l.User.Name, seconds(l.Created), orNull(l.Expires)})
-}
-
-// Logout is DELETE /auth/session.
-func (a *Auth) Logout(w http.ResponseWriter, r *http.Request) {
-	if err := a.logout(w, r); err != nil {
-		a.fail(w, r, err, 0, "")
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
-}
-
-// logout ends the session of every cookie of ours that the browser sent, since
-// any page on this host may have added one, and clears the cookie.
-func (a *Auth) logout(w http.ResponseWriter, r *http.Request) error {
-	if err := a.sameSite(r); err != nil {
-		return err
-	}
-	if tokenIn(r.Header) != "" {
-		return &refusal{http.StatusForbidden, "Not with a token", "a token ends where it was made", 0}
-	}
-	for _, key := range a.sessionKeys(r) {
-		s, _, err := a.store.session(key, time.Now())
-		if err == nil {
-			a.seen(r, s.User)
-			err = a.store.as(act(r, "logout", s.User)).endSessions(key)
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if err == nil {
-			a.event(r, "logout", s.User)
-		}
-	}
-	a.clearCookie(w)
-	return nil
-}
-
-// event logs what an operator may have to answer for. name is empty where no
-// such user exists: people type passwords into the wrong field.
-func (a *Auth) event(r *http.Request, what, name string) {
-	a.counted(what)
-	a.Log.InfoContext(r.Context(), what, "user", name, "addr", clientAddr(r))
-}
-
-// act is what a user does with their own account.
-func act(r *http.Request, what, name string) Act {
-	return Act{At: time.Now(), User: name, By: name, What: what, Addr: clientAddr(r)}
 }
 
 // withPassword calls use with the user whose name and password these are, if
@@ -539,4 +268,276 @@ func canonicalName(s string) (name string, ok bool) {
 		ok = ok && ('a' <= c && c <= 'z' || '0' <= c && c <= '9' || i > 0 && strings.IndexByte("._@-", c) >= 0)
 	}
 	return string(b), ok
+}
+
+// Logout is DELETE /auth/session.
+func (a *Auth) Logout(w http.ResponseWriter, r *http.Request) {
+	if err := a.logout(w, r); err != nil {
+		a.fail(w, r, err, 0, "")
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// logout ends the session of every cookie of ours that the browser sent, since
+// any page on this host may have added one, and clears the cookie.
+func (a *Auth) logout(w http.ResponseWriter, r *http.Request) error {
+	if err := a.sameSite(r); err != nil {
+		return err
+	}
+	if tokenIn(r.Header) != "" {
+		return &refusal{http.StatusForbidden, "Not with a token", "a token ends where it was made", 0}
+	}
+	for _, key := range a.sessionKeys(r) {
+		s, _, err := a.store.session(key, time.Now())
+		if err == nil {
+			a.seen(r, s.User)
+			err = a.store.as(act(r, "logout", s.User)).endSessions(key)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err == nil {
+			a.event(r, "logout", s.User)
+		}
+	}
+	a.clearCookie(w)
+	return nil
+}
+
+// WhoAmI is GET /auth/session.
+func (a *Auth) WhoAmI(w http.ResponseWriter, r *http.Request) {
+	l, err := a.identify(w, r)
+	if err != nil {
+		a.deny(w, r, err)
+		return
+	}
+	respond(w, http.StatusOK, struct {
+		Username string     `json:"username"`
+		Created  time.Time  `json:"created"`
+		Expires  *time.Time `json:"expires"`
+	}{l.User.Name, seconds(l.Created), orNull(l.Expires)})
+}
+
+// Login is who a request comes from, by cookie or by token.
+type Login struct {
+	User    User
+	Session Session   // zero where a token let them in
+	Token   bool      // let in by an API token, which may not manage the account
+	Created time.Time // of the session or the token
+	Expires time.Time // likewise; zero: never
+
+	id signedID // the secret of the session
+}
+
+// RequireLogin calls next, with w as it is, if the request is logged in (see
+// UserOf). Otherwise it responds with 401, or sends a browser that navigates to
+// the login page; if the store cannot tell, it responds with 503. Reading the
+// body to its end fails if the login is over by then.
+func (a *Auth) RequireLogin(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var l Login
+		err := a.sameSite(r)
+		if err == nil {
+			l, err = a.identify(w, r)
+		}
+		if errors.Is(err, fs.ErrNotExist) && a.LoginPage != "" && navigates(r) {
+			w.Header().Set("Location", a.LoginPage+"?next="+url.QueryEscape(r.URL.RequestURI()))
+			w.WriteHeader(http.StatusSeeOther)
+			return
+		}
+		if err != nil {
+			a.deny(w, r, err)
+			return
+		}
+		next.ServeHTTP(w, withLogin(r, l, func() error { _, err := a.check(r, time.Now()); return err }))
+	})
+}
+
+// withLogin returns the request with its login. again says whether that still
+// holds.
+func withLogin(r *http.Request, l Login, again func() error) *http.Request {
+	r = r.WithContext(context.WithValue(r.Context(), loginKey{}, &l))
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = &judgedBody{r.Body, again, r.ContentLength}
+	}
+	return r
+}
+
+type loginKey struct{}
+
+// loginOf returns who sent a request that came through RequireLogin.
+func loginOf(r *http.Request) Login {
+	if l, ok := r.Context().Value(loginKey{}).(*Login); ok {
+		return *l
+	}
+	return Login{}
+}
+
+// UserOf returns the name of the user who sent a request that came through
+// RequireLogin, and "" for any other.
+func UserOf(r *http.Request) string { return loginOf(r).User.Name }
+
+// judgedBody checks the login again when it has been read: a request whose body
+// came slowly is acted on long after its headers.
+type judgedBody struct {
+	io.ReadCloser
+	again func() error
+	left  int64 // bytes, as far as the request tells its length
+}
+
+func (b *judgedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.left -= int64(n)
+	if err == io.EOF || b.left == 0 && n > 0 { // who knows the length, as a tool does, does not wait for EOF
+		no := unavailable
+		if gone := b.again(); errors.Is(gone, fs.ErrNotExist) {
+			return 0, loginRequired
+		} else if gone != nil {
+			errors.As(gone, &no)
+			return 0, no
+		}
+	}
+	return n, err
+}
+
+var (
+	loginRequired = &refusal{http.StatusUnauthorized, "Login required", "", 0}
+	unavailable   = &refusal{http.StatusServiceUnavailable, "Temporarily unavailable", "", 2 * time.Second}
+)
+
+// check is the one decision: who is this request? It only reads. Nobody is
+// fs.ErrNotExist; any other error says nothing about who it is.
+func (a *Auth) check(r *http.Request, now time.Time) (Login, error) {
+	if token := tokenIn(r.Header); token != "" { // counts even where a cookie is there too
+		return a.tokenLogin(token, now)
+	}
+	return a.fromCookie(r, now)
+}
+
+// tokenIn returns the API token that a request carries: in a header of its own
+// where Authorization is another program's, or in Authorization. What else may
+// be in there belongs to others.
+func tokenIn(h http.Header) (token string) {
+	if bare := h.Get("X-Ringward-Token"); bare != "" {
+		return bare
+	}
+	for _, name := range []string{"Proxy-Authorization", "Authorization"} {
+		for _, line := range h[name] {
+			if token := bearerToken(line); token != "" {
+				return token
+			}
+		}
+	}
+	return ""
+}
+
+func bearerToken(credentials string) string {
+	scheme, token, _ := strings.Cut(credentials, " ")
+	token = strings.Trim(token, " ")
+	if strings.EqualFold(scheme, "Bearer") && strings.HasPrefix(token, "rw_") {
+		return token
+	}
+	return ""
+}
+
+// identify is check and what follows from it: the session is renewed.
+func (a *Auth) identify(w http.ResponseWriter, r *http.Request) (Login, error) {
+	w.Header().Set("Cache-Control", "no-store")
+	l, err := a.check(r, time.Now())
+	if err == nil {
+		err = a.welcome(w, r, &l)
+	}
+	return l, err
+}
+
+// welcome renews the session of an admitted request.
+func (a *Auth) welcome(w http.ResponseWriter, r *http.Request, l *Login) error {
+	if !l.Token {
+		if err := a.renew(w, l, time.Now()); errors.Is(err, fs.ErrNotExist) {
+			return err
+		} else if err != nil {
+			a.Log.ErrorContext(r.Context(), "session not renewed", "error", err)
+		}
+	}
+	a.seen(r, l.User.Name)
+	return nil
+}
+
+// deny responds to a request that identify did not let in.
+func (a *Auth) deny(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, errSeveralCookies) {
+		respondError(w, loginRequired.status, loginRequired.title, "there are several cookies named "+a.cookieName()+": delete those of this site")
+		return
+	}
+	a.fail(w, r, err, loginRequired.status, loginRequired.title)
+}
+
+// fail responds with what err is: a refusal, or that something is not there,
+// which has the status and title given, or else that the store failed.
+func (a *Auth) fail(w http.ResponseWriter, r *http.Request, err error, status int, title string) {
+	no := unavailable
+	if errors.Is(err, fs.ErrNotExist) {
+		no = &refusal{status, title, "", 0}
+	} else if !errors.As(err, &no) {
+		a.Log.ErrorContext(r.Context(), "store failed", "error", err)
+	}
+	no.respond(w)
+}
+
+// sameSite refuses what another site makes a browser send: writes, and
+// upgrades, which go on to carry writes. A token no site can make it send.
+func (a *Auth) sameSite(r *http.Request) error {
+	if tokenIn(r.Header) != "" {
+		return nil
+	}
+	judged := r
+	// A gateway that asks about a WebSocket keeps Upgrade to itself, as nginx does.
+	if r.Header["Upgrade"] != nil || r.Header["Sec-Websocket-Version"] != nil {
+		judged = &http.Request{Method: http.MethodPost, Host: r.Host, Header: r.Header, URL: r.URL}
+	}
+	if a.crossOrigin.Check(judged) == nil {
+		return nil
+	}
+	a.Log.WarnContext(r.Context(), "cross-site request refused", "addr", clientAddr(r))
+	return &refusal{http.StatusForbidden, "Cross-site request refused",
+		"if the page is on this site, a gateway in between has changed the Host header: let it pass that on, or set -public-url", 0}
+}
+
+// readSameSite is readJSON of what no other site made a browser send.
+func (a *Auth) readSameSite(w http.ResponseWriter, r *http.Request, required, optional fields) bool {
+	if err := a.sameSite(r); err != nil {
+		a.fail(w, r, err, 0, "")
+		return false
+	}
+	return readJSON(w, r, required, optional)
+}
+
+// navigates tells a person who opens a page from a program that calls an API.
+func navigates(r *http.Request) bool {
+	mode := r.Header.Get("Sec-Fetch-Mode") // over http browsers send none
+	return (r.Method == http.MethodGet || r.Method == http.MethodHead) &&
+		strings.Contains(r.Header.Get("Accept"), "text/html") && (mode == "" || mode == "navigate") &&
+		r.Header.Get("X-Requested-With") == "" && r.Header.Get("Hx-Request") == ""
+}
+
+// clientAddr returns where a request comes from, without the port.
+func clientAddr(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+// event logs what an operator may have to answer for. name is empty where no
+// such user exists: people type passwords into the wrong field.
+func (a *Auth) event(r *http.Request, what, name string) {
+	a.counted(what)
+	a.Log.InfoContext(r.Context(), what, "user", name, "addr", clientAddr(r))
+}
+
+// act is what a user does with their own account.
+func act(r *http.Request, what, name string) Act {
+	return Act{At: time.Now(), User: name, By: name, What: what, Addr: clientAddr(r)}
 }

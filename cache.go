@@ -1,5 +1,5 @@
 // cache.go: sessions that were read since the last write, so that a request of
-// somebody who is working costs no read of the file.
+// a user at work costs no read of the file.
 package main
 
 import (

@@ -96,14 +96,14 @@ func runCommand(ctx context.Context, c config, words []string, stdin io.Reader, 
 		return migrate(c, words[1:], stdout)
 	}
 	if args, ok := alone[words[0]]; ok {
-		return usagef("it is: ringward %s", strings.TrimSpace(words[0]+" "+args))
+		return usagef("usage: ringward %s", strings.TrimSpace(words[0]+" "+args))
 	}
 	found, args, ok := findCommand(words)
 	if !ok {
 		return noCommand(words)
 	}
 	if !found.takes(args) {
-		return usagef("it is: ringward %s", strings.TrimSpace(found.words+" "+found.args))
+		return usagef("usage: ringward %s", strings.TrimSpace(found.words+" "+found.args))
 	}
 	if c.passwordFromStdin && found.words != "user add" || c.yes && found.words != "session end-all" || c.asJSON && !strings.HasSuffix(found.words, " list") && found.words != "audit" && found.words != "access" {
 		return usagef("ringward %s does not have that flag; see ringward help", found.words)
@@ -243,7 +243,7 @@ func completion(shell string, stdout io.Writer) error {
 	before := map[string]string{"bash": "", "zsh": "(( $+functions[compdef] )) || { autoload -U compinit && compinit }\nautoload -U bashcompinit && bashcompinit\n"}
 	start, ok := before[shell]
 	if !ok {
-		return usagef("it is: ringward completion bash|zsh")
+		return usagef("usage: ringward completion bash|zsh")
 	}
 	_, err := io.WriteString(stdout, start+strings.Replace(completionBash, "COMMANDS", strings.Join(words, "\n"), 1))
 	return err

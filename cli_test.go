@@ -219,10 +219,10 @@ func TestWrongUsage(t *testing.T) {
 		args   []string
 		stderr string // a part of it
 	}{
-		{[]string{"user", "add"}, "it is: ringward user add NAME"},
-		{[]string{"user", "list", "frodo"}, "it is: ringward user list"},
-		{[]string{"token", "add", "frodo"}, "it is: ringward token add NAME LABEL"},
-		{[]string{"session", "list", "a", "b"}, "it is: ringward session list [NAME]"},
+		{[]string{"user", "add"}, "usage: ringward user add NAME"},
+		{[]string{"user", "list", "frodo"}, "usage: ringward user list"},
+		{[]string{"token", "add", "frodo"}, "usage: ringward token add NAME LABEL"},
+		{[]string{"session", "list", "a", "b"}, "usage: ringward session list [NAME]"},
 		{[]string{"user", "remove", "-json", "frodo"}, "does not have that flag"},
 		{[]string{"user", "invite", "-password-stdin", "frodo"}, "does not have that flag"},
 		{[]string{"user", "list", "-db", "other.db"}, "-db is not a flag of a command"},
@@ -235,11 +235,11 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"frodo", "add"}, `there is no command "frodo add"; see ringward help`},
 		{[]string{"session", "end-all"}, "say -yes"},
 		{[]string{"user", "list", "-yes"}, "does not have that flag"},
-		{[]string{"restore"}, "it is: ringward restore FILE"},
-		{[]string{"doctor", "a", "b"}, "it is: ringward doctor [URL]"},
-		{[]string{"version", "x"}, "it is: ringward version"},
-		{[]string{"completion"}, "it is: ringward completion bash|zsh"},
-		{[]string{"completion", "fish"}, "it is: ringward completion bash|zsh"},
+		{[]string{"restore"}, "usage: ringward restore FILE"},
+		{[]string{"doctor", "a", "b"}, "usage: ringward doctor [URL]"},
+		{[]string{"version", "x"}, "usage: ringward version"},
+		{[]string{"completion"}, "usage: ringward completion bash|zsh"},
+		{[]string{"completion", "fish"}, "usage: ringward completion bash|zsh"},
 		{[]string{"doktor"}, "did you mean doctor?"},
 		{[]string{"migrate", "postgres://u:p@h/d"}, "it is: DATABASE_URL=postgres://… ringward -db FILE migrate"},
 	} {

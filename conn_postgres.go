@@ -388,7 +388,7 @@ func (s *pgShared[Q, A]) get(p *pgStore, q Q, query func(*pgCall, []Q) A) (A, er
 	shared.err = p.alone(func(c *pgCall) {
 		if c.err = take(c.ctx, p.turns); c.err == nil {
 			defer func() { <-p.turns }()
-			runtime.Gosched() // who is about to ask comes along: worth half of the gain
+			runtime.Gosched() // those about to ask join in: worth half of the gain
 			begin()
 			shared.all = query(c, shared.asked)
 		}

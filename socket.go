@@ -9,6 +9,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -108,9 +109,7 @@ func (o *Operator) serveCommand(conn net.Conn) {
 		return len(b), answer.Encode(message{Output: b})
 	}), 64<<10)
 	err := o.run(r, out)
-	if flushed := out.Flush(); err == nil {
-		err = flushed
-	}
+	err = cmp.Or(err, out.Flush())
 	last := message{Done: true}
 	if err != nil {
 		last.Error = err.Error()
@@ -183,24 +182,24 @@ func perform(ctx context.Context, c config, r request, out io.Writer) error {
 	if isPostgres(c.db) { // servers do not hold it
 		return performHere(c, r, out)
 	}
-	for deadline := time.Now().Add(patience); ; {
-		away := ask(ctx, socketPath(c.db), r, out)
-		if !errors.Is(away, errNoServer) {
-			return away
+	for deadline := time.Now().Add(patience); ; { // each round takes a second: openBolt waits that long for the lock
+		noAnswer := ask(ctx, socketPath(c.db), r, out)
+		if !errors.Is(noAnswer, errNoServer) {
+			return noAnswer
 		}
 		err := performHere(c, r, out)
 		if !errors.Is(err, errInUse) {
 			return err
 		}
-		if time.Now().After(deadline) || errors.Is(away, errSocketPath) || ctx.Err() != nil {
-			return fmt.Errorf("%w, and %w", err, away)
+		if time.Now().After(deadline) || errors.Is(noAnswer, errSocketPath) || ctx.Err() != nil {
+			return fmt.Errorf("%w, and %w", err, noAnswer)
 		}
 	}
 }
 
 func performHere(c config, r request, out io.Writer) error {
-	makes := r.Command == "user add" || r.Command == "user import"
-	if _, err := os.Stat(c.db); errors.Is(err, fs.ErrNotExist) && !makes && !isPostgres(c.db) {
+	createsDB := r.Command == "user add" || r.Command == "user import"
+	if _, err := os.Stat(c.db); errors.Is(err, fs.ErrNotExist) && !createsDB && !isPostgres(c.db) {
 		return fmt.Errorf("there is no database %s (-db names another)", c.db)
 	}
 	store, err := openFullStore(c.db)
@@ -208,12 +207,12 @@ func performHere(c config, r request, out io.Writer) error {
 		return err
 	}
 	defer store.Close()
-	auth, err := NewAuth(store, strings.Repeat("-", minKey)) // signs nothing: commands start no session
+	auth, err := NewAuth(store, strings.Repeat("-", minKey)) // NewAuth wants a key, but commands start no session
 	if err != nil {
 		return err
 	}
 	auth.Cost, auth.keys = c.bcryptCost, nil
-	if keys, err := signingKeys(); err == nil { // seals what a file of users has to keep secret, if we are told it
+	if keys, err := signingKeys(); err == nil { // for the apps in a file of users; userImport refuses them without
 		for _, key := range keys {
 			auth.keys = append(auth.keys, newSigningKey(key))
 		}

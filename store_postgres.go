@@ -21,7 +21,7 @@ import (
 
 // The methods of Store.
 
-// writableColumn is asked for by what decides who is let in.
+// writableColumn is asked for by what decides whether a user is let in.
 const writableColumn = `current_setting('transaction_read_only') = 'off'`
 
 var errReadOnly = errors.New("PostgreSQL is read-only: sessions could not be ended now")

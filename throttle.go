@@ -1,5 +1,5 @@
-// throttle.go: limits the tries of passwords and codes, and how many bcrypts run
-// at once. All of it is in memory, bounded, and gone with the process.
+// throttle.go: limits tries of passwords and codes, and how many bcrypts run at
+// once. All of it is in memory, bounded, and gone with the process.
 //
 // A wrong password counts against the pair of user and address, against the
 // address, and against the user. Past its limit each makes the next try wait,
@@ -84,7 +84,8 @@ func (t *throttle) login(user, addr string) []limit {
 	return []limit{{countKey{u, a}, pairLimit, longestWait}, {countKey{0, a}, addrLimit, longestWait}, {countKey{u, 0}, userLimit, ownWait}}
 }
 
-// session returns what limits the tries of who is logged in already.
+// session returns what limits the tries of a user who is logged in already: to
+// change the password, and to confirm who it is (account.go).
 func (t *throttle) session(k Key) []limit {
 	return []limit{{countKey{maphash.Bytes(t.seed, k[:]), 1}, pairLimit, longestWait}}
 }

@@ -51,7 +51,7 @@ func TestCommandLine(t *testing.T) {
 			{"token add frodo script", 0, `rw_[\w-]{43}\n`, ""},
 			{"backup copy.db", 0, `backup made: copy\.db\n`, ""},
 			{"backup copy.db", 1, "", `ringward: copy\.db is there already\n`},
-			{"user remove", 2, "", `ringward: it is: ringward user remove NAME\n`},
+			{"user remove", 2, "", `ringward: usage: ringward user remove NAME\n`},
 			{"version", 0, `ringward \S+ \(unknown commit\) go1\S+\n`, ""},
 		} {
 			r := p.try("", strings.Fields(c.args)...)
