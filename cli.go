@@ -30,30 +30,31 @@ import (
 type command struct {
 	words string // "user add"
 	args  string // "NAME"; in brackets what may be left out
+	flag  string // "-json"; "": none
 	run   func(o *Operator, r request, out io.Writer) error
 }
 
 var commands = []command{
-	{"user add", "NAME", (*Operator).userAdd},
-	{"user invite", "NAME", (*Operator).userInvite},
-	{"user list", "", (*Operator).userList},
-	{"user remove", "NAME", onUser("user removed", func(_ *Operator, store adminStore, u User) error { return store.removeUser(u.Name) })},
-	{"user disable", "NAME", onUser("user disabled", func(_ *Operator, store adminStore, u User) error { return store.disableUser(u.Name, true) })},
-	{"user enable", "NAME", onUser("user enabled", func(_ *Operator, store adminStore, u User) error { return store.disableUser(u.Name, false) })},
-	{"user unlock", "NAME", onUser("user unlocked", func(o *Operator, store adminStore, u User) error { o.throttle.clear(u.Name); return store.nothing() })},
-	{"user group add", "NAME GROUP", group("added to", true)},
-	{"user group remove", "NAME GROUP", group("removed from", false)},
-	{"user factor reset", "NAME", onUser("second factor reset", (*Operator).resetFactors)},
-	{"user import", "FILE", (*Operator).userImport},
-	{"token add", "NAME LABEL", (*Operator).tokenAdd},
-	{"token list", "[NAME]", (*Operator).tokenList},
-	{"token remove", "ID", (*Operator).tokenRemove},
-	{"session list", "[NAME]", (*Operator).sessionList},
-	{"session end", "ID", (*Operator).sessionEnd},
-	{"session end-all", "[NAME]", (*Operator).endAll},
-	{"backup", "FILE", (*Operator).backup},
-	{"audit", "[NAME]", (*Operator).auditList},
-	{"access", "[HOST]", (*Operator).access},
+	{"user add", "NAME", "-password-stdin", (*Operator).userAdd},
+	{"user invite", "NAME", "", (*Operator).userInvite},
+	{"user list", "", "-json", (*Operator).userList},
+	{"user remove", "NAME", "", onUser("user removed", func(_ *Operator, store adminStore, u User) error { return store.removeUser(u.Name) })},
+	{"user disable", "NAME", "", onUser("user disabled", func(_ *Operator, store adminStore, u User) error { return store.disableUser(u.Name, true) })},
+	{"user enable", "NAME", "", onUser("user enabled", func(_ *Operator, store adminStore, u User) error { return store.disableUser(u.Name, false) })},
+	{"user unlock", "NAME", "", onUser("user unlocked", func(o *Operator, store adminStore, u User) error { o.throttle.clear(u.Name); return store.nothing() })},
+	{"user group add", "NAME GROUP", "", group("added to", true)},
+	{"user group remove", "NAME GROUP", "", group("removed from", false)},
+	{"user factor reset", "NAME", "", onUser("second factor reset", (*Operator).resetFactors)},
+	{"user import", "FILE", "", (*Operator).userImport},
+	{"token add", "NAME LABEL", "", (*Operator).tokenAdd},
+	{"token list", "[NAME]", "-json", (*Operator).tokenList},
+	{"token remove", "ID", "", (*Operator).tokenRemove},
+	{"session list", "[NAME]", "-json", (*Operator).sessionList},
+	{"session end", "ID", "", (*Operator).sessionEnd},
+	{"session end-all", "[NAME]", "-yes", (*Operator).endAll},
+	{"backup", "FILE", "", (*Operator).backup},
+	{"audit", "[NAME]", "-json", (*Operator).auditList},
+	{"access", "[HOST]", "-json", (*Operator).access},
 }
 
 // alone are the commands that are no business of the server, and what they take.
@@ -105,8 +106,10 @@ func runCommand(ctx context.Context, c config, words []string, stdin io.Reader, 
 	if !found.takes(args) {
 		return usagef("usage: ringward %s", strings.TrimSpace(found.words+" "+found.args))
 	}
-	if c.passwordFromStdin && found.words != "user add" || c.yes && found.words != "session end-all" || c.asJSON && !strings.HasSuffix(found.words, " list") && found.words != "audit" && found.words != "access" {
-		return usagef("ringward %s does not have that flag; see ringward help", found.words)
+	for flag, given := range map[string]bool{"-password-stdin": c.passwordFromStdin, "-yes": c.yes, "-json": c.asJSON} {
+		if given && flag != found.flag {
+			return usagef("ringward %s does not have that flag; see ringward help", found.words)
+		}
 	}
 	r := request{Command: found.words, Args: args, JSON: c.asJSON}
 	if c.public != nil {
