@@ -269,7 +269,7 @@ func TestOwnHeaders(t *testing.T) {
 		t.Helper()
 		w := s.want(status, nil, method, path, body, append(headers, "Cookie", cookie)...)
 		ownHeadersOnce(t, w.Result())
-		if got := w.Header()["Strict-Transport-Security"]; len(got) != 1 || !strings.HasPrefix(got[0], "max-age=31536000") {
+		if got := w.Header()["Strict-Transport-Security"]; len(got) != 1 || got[0] != "max-age=31536000" {
 			t.Errorf("%s %s: HSTS %q", method, path, got)
 		}
 		if status >= 400 {
@@ -306,6 +306,12 @@ func TestOwnHeaders(t *testing.T) {
 	s.Handler.(*Protect).hsts = 0
 	if w := s.do("GET", "http://localhost/", ""); w.Header()["Strict-Transport-Security"] != nil {
 		t.Errorf("without https: %v", w.Header())
+	}
+	public := []string{"-public-url", "https://auth.example.com"}
+	for want, flags := range map[int][]string{31536000: public, 60: append(public, "-hsts", "60"), 0: append(public, "-hsts", "0")} {
+		if got := newAccountServer(t, flags...).hsts; got != want {
+			t.Errorf("%v: HSTS for %d s", flags, got)
+		}
 	}
 }
 
