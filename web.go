@@ -9,9 +9,13 @@ import (
 	"compress/gzip"
 	"embed"
 	"errors"
+	"fmt"
 	"html"
+	"io"
 	"io/fs"
+	"mime"
 	"net/http"
+	"net/url"
 	"path"
 	"strconv"
 	"strings"
@@ -135,6 +139,26 @@ func (p *Web) handleLoginPage(gateway *Gateway, accounts accountStore) http.Hand
 	}
 }
 
+// readForm reads the request's body, not its query, or has responded.
+func readForm(w http.ResponseWriter, r *http.Request) (url.Values, bool) {
+	const kind = "application/x-www-form-urlencoded"
+	media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	form, malformed := url.ParseQuery(string(body))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case media != kind:
+		respondError(w, http.StatusUnsupportedMediaType, "Content-Type must be "+kind)
+	case errors.As(err, &tooLarge):
+		respondError(w, http.StatusRequestEntityTooLarge, "Request body is too large", fmt.Sprintf("at most %d bytes", maxBody))
+	case err != nil || malformed != nil:
+		respondError(w, http.StatusBadRequest, "Malformed request body")
+	default:
+		return form, true
+	}
+	return nil, false
+}
+
 // handleLoginForm is POST /auth/login: the login of a browser without
 // JavaScript, with a form for a body and a page or a redirect for a response.
 func (p *Web) handleLoginForm(gateway *Gateway, factor *Factor) http.HandlerFunc {
@@ -143,17 +167,20 @@ func (p *Web) handleLoginForm(gateway *Gateway, factor *Factor) http.HandlerFunc
 			gateway.auth.fail(w, r, err, 0, "")
 			return
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-		name := strings.TrimSpace(r.PostFormValue("username"))
+		form, ok := readForm(w, r)
+		if !ok {
+			return
+		}
+		name := strings.TrimSpace(form.Get("username"))
 		var s Session
 		var id string
 		var next any
 		var err error
-		pending := r.PostFormValue("pending")
+		pending := form.Get("pending")
 		if pending != "" {
-			s, id, err = factor.loginByCode(r, pending, r.PostFormValue("code"))
+			s, id, err = factor.loginByCode(r, pending, form.Get("code"))
 		} else {
-			s, id, next, err = gateway.auth.login(r, name, r.PostFormValue("password"))
+			s, id, next, err = gateway.auth.login(r, name, form.Get("password"))
 		}
 		if login, ok := next.(pendingLogin); ok {
 			if login.Enrol {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http/httptest"
+	"net/url"
 	"path"
 	"regexp"
 	"strconv"
@@ -225,6 +226,36 @@ func TestFormsAreForPeople(t *testing.T) {
 		}
 		if want := map[string]int{"login.html": 1, "invite.html": 1, "account.html": 2}[name]; usernames != want {
 			t.Errorf("%s has %d usernames for a password manager", name, usernames)
+		}
+	}
+}
+
+// A form that is none is refused before anybody's password is looked at.
+func TestLoginFormBody(t *testing.T) {
+	const form = "application/x-www-form-urlencoded"
+	good := "username=frodo&password=" + url.QueryEscape(testPassword)
+	padded := good + "&more=" + strings.Repeat("x", maxBody-len(good+"&more="))
+	for name, test := range map[string]struct {
+		kind, body string
+		status     int
+	}{
+		"good":            {form, good, 303},
+		"with a charset":  {form + "; charset=utf-8", good, 303},
+		"as large as may": {form, padded, 303},
+		"too large":       {form, padded + "x", 413},
+		"no type":         {"", good, 415},
+		"text":            {"text/plain", good, 415},
+		"JSON":            {"application/json", credentials("frodo", testPassword), 415},
+		"multipart":       {"multipart/form-data; boundary=x", "--x\r\nContent-Disposition: form-data; name=\"username\"\r\n\r\nfrodo\r\n--x--", 415},
+		"malformed":       {form, good + "%", 400},
+	} {
+		s := newAccountServer(t)
+		w := s.do("POST", "/auth/login?next=%zz", test.body, "Content-Type", test.kind)
+		if w.Code != test.status || (w.Header()["Set-Cookie"] != nil) != (test.status == 303) {
+			t.Errorf("%s: got %d %s, want %d", name, w.Code, w.Body, test.status)
+		}
+		if test.status != 303 && s.log.Len() != 0 {
+			t.Errorf("%s: somebody's login was tried: %s", name, s.log)
 		}
 	}
 }
