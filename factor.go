@@ -423,10 +423,18 @@ func (f *Factor) change(w http.ResponseWriter, r *http.Request, done string, sta
 	return true
 }
 
+// readNothing is readJSON for what takes no fields and needs no body.
+func readNothing(w http.ResponseWriter, r *http.Request) bool {
+	return r.ContentLength == 0 || readJSON(w, r, nil, nil)
+}
+
 const noApp = "There is no authenticator app"
 
 // handleRecoveryCodes is POST /auth/recovery-codes.
 func (f *Factor) handleRecoveryCodes(w http.ResponseWriter, r *http.Request) {
+	if !readNothing(w, r) {
+		return
+	}
 	codes, hashes := newRecoveryCodes(UserOf(r))
 	if f.change(w, r, "recovery codes made", http.StatusNotFound, noApp, func(has *Factors) error {
 		has.Codes = hashes

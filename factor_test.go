@@ -195,6 +195,28 @@ func TestApp(t *testing.T) {
 	})
 }
 
+// A body that nobody needs is judged like any other.
+func TestBodyOfNothing(t *testing.T) {
+	s := newAccountServer(t)
+	_, cookie := s.withApp("frodo")
+	proof := s.proof(cookie)
+	for _, path := range []string{"/auth/passkey/options", "/auth/passkeys/options", "/auth/recovery-codes"} {
+		for _, test := range []struct {
+			kind, body string
+			status     int
+		}{
+			{"", "", 201}, {"application/json", "", 201}, {"application/json", "{}", 201},
+			{"", "{}", 415}, {"text/plain", "{}", 415}, {"application/json", `{"user":"sam"}`, 400}, {"application/json", "[]", 400},
+			{"application/json", "{}" + strings.Repeat(" ", maxBody), 413},
+		} {
+			w := s.do("POST", path, test.body, "Content-Type", test.kind, "Cookie", cookie, "Ringward-Proof", proof)
+			if w.Code != test.status {
+				t.Errorf("%s with %q, %.20q: got %d %.100s, want %d", path, test.kind, test.body, w.Code, w.Body, test.status)
+			}
+		}
+	}
+}
+
 // A recovery code is for its user, once, and what the database has of it is
 // none.
 func TestRecoveryCodeLogin(t *testing.T) {

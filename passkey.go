@@ -163,11 +163,17 @@ func (f *Factor) handleLoginOptions(w http.ResponseWriter, r *http.Request) {
 		f.fail(w, r, err, 0, "")
 		return
 	}
+	if !readNothing(w, r) {
+		return
+	}
 	respond(w, http.StatusCreated, f.options(forLogin))
 }
 
 // handleAddOptions is POST /auth/passkeys/options.
 func (f *Factor) handleAddOptions(w http.ResponseWriter, r *http.Request) {
+	if !readNothing(w, r) {
+		return
+	}
 	l := loginOf(r)
 	has, err := f.store.factors(l.User.Name)
 	if err != nil {
