@@ -168,6 +168,7 @@ func TestApp(t *testing.T) {
 		s.wantCode("one too early", http.StatusUnauthorized, p.Pending, app.code(2))
 		time.Sleep(2 * codeStep * time.Second)
 		typed := app.code(0)
+		s.wantCode("with more behind it", http.StatusUnauthorized, p.Pending, typed+strings.Repeat(" ", maxCodeSize)+"x")
 		s.wantCode("with a space", http.StatusCreated, p.Pending, typed[:3]+" "+typed[3:]+" ")
 		var factors struct {
 			TOTP          *struct{ Created time.Time }

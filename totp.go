@@ -124,7 +124,11 @@ func recoveryHash(user, code string) string {
 	return base64.RawStdEncoding.EncodeToString(sum[:])
 }
 
-// plainCode is a code without what people and apps put between its parts.
+// plainCode is a code without what people and apps put between its parts, or ""
+// for what is too long to be one.
 func plainCode(code string) string {
-	return strings.NewReplacer(" ", "", "-", "").Replace(code[:min(len(code), maxCodeSize)])
+	if len(code) > maxCodeSize {
+		return ""
+	}
+	return strings.NewReplacer(" ", "", "-", "").Replace(code)
 }
