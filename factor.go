@@ -236,6 +236,9 @@ func (f *Factor) fromPending(pending string, enrol bool, now time.Time) (u User,
 
 const wrongCode = "Code is wrong"
 
+var seedLost = &refusal{http.StatusForbidden, "Your second factor cannot be read any more",
+	"the server's key was replaced: use a recovery code, or ask whoever runs it to reset your second factor", 0}
+
 // handleCode is POST /auth/session/code.
 func (f *Factor) handleCode(w http.ResponseWriter, r *http.Request) {
 	var pending, code string
@@ -265,15 +268,18 @@ func (f *Factor) loginByCode(r *http.Request, pending, code string) (s Session, 
 	}
 	became := unused
 	defer func() { f.throttle.end(limits, became) }()
+	hash := recoveryHash(u.Name, plainCode(code)) // counts also where the seed is lost
+	step, no := int64(0), error(fs.ErrNotExist)
 	seed, old, err := openSeed(f.keys, u.Name, has.Seed)
-	if errors.Is(err, errOtherKey) {
+	switch {
+	case err == nil:
+		step = stepOf(seed, plainCode(code), now)
+	case errors.Is(err, errOtherKey):
 		f.Log.ErrorContext(r.Context(), "second factor cannot be read", "user", u.Name, "error", err)
-		return s, id, &refusal{http.StatusForbidden, "Your second factor cannot be read any more",
-			"the server's key was replaced: ask whoever runs it to reset your second factor", 0}
-	} else if err != nil {
+		no = seedLost
+	default:
 		return s, id, err
 	}
-	step, hash := stepOf(seed, plainCode(code), now), recoveryHash(u.Name, plainCode(code))
 	s, id = f.newSession(u.Name, r, now)
 	err = recording(f.store, act(r, "login ok", u.Name)).changeFactors(u, func(kept *Factors) error {
 		spare := slices.Index(kept.Codes, hash)
@@ -285,7 +291,7 @@ func (f *Factor) loginByCode(r *http.Request, pending, code string) (s Session, 
 		case spare >= 0:
 			kept.Codes = slices.Delete(kept.Codes, spare, spare+1)
 		default:
-			return fs.ErrNotExist
+			return no
 		}
 		return nil
 	}, sessionsAfter{over: f.sessionKeys(r), start: s})
@@ -293,7 +299,7 @@ func (f *Factor) loginByCode(r *http.Request, pending, code string) (s Session, 
 	case err == nil:
 		became = right
 		f.event(r, "login ok", u.Name)
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, seedLost):
 		became = wrong
 		f.event(r, "code wrong", u.Name)
 	}

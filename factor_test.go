@@ -803,7 +803,7 @@ func TestKeyRotationAndLoss(t *testing.T) {
 
 		lost := first.withKeys(newer)
 		lost.wantCode("whose seed was sealed anew", http.StatusCreated, lost.pend("frodo").Pending, frodo.code(0))
-		for _, code := range []string{sam.code(0), "12345x"} {
+		for _, code := range []string{sam.code(0), "12345x", testApp{}.code(0)} {
 			w := lost.wantCode("whose was not", http.StatusForbidden, lost.pend("sam").Pending, code)
 			if !strings.Contains(w.Body.String(), "reset your second factor") {
 				t.Errorf("got %s", w.Body)
@@ -812,6 +812,12 @@ func TestKeyRotationAndLoss(t *testing.T) {
 		if !strings.Contains(lost.log.String(), "user factor reset") {
 			t.Error("the log does not say what to do")
 		}
+		lost.wantCode("a recovery code", http.StatusCreated, lost.pend("sam").Pending, sam.codes[0])
+		lost.wantCode("the same again", http.StatusForbidden, lost.pend("sam").Pending, sam.codes[0])
+		for range codeLimit - 1 {
+			lost.wantCode("a guess", http.StatusForbidden, lost.pend("sam").Pending, "x")
+		}
+		lost.wantCode("a guess too many", http.StatusTooManyRequests, lost.pend("sam").Pending, sam.codes[1])
 		lost.printed("user factor reset", "sam")
 		lost.enter("sam", testPassword)
 	})
