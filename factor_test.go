@@ -305,13 +305,15 @@ func TestFactorsOnThePublicHostOnly(t *testing.T) {
 	s := newAccountServer(t, "-public-url", "https://auth.example.com", "-cookie-domain", "example.com")
 	cookie := cookieOf(t, s.want(http.StatusCreated, nil, "POST", "https://auth.example.com/auth/session", credentials("frodo", testPassword)))
 	for _, call := range []string{"POST /auth/confirm", "GET /auth/factors", "POST /auth/totp", "PUT /auth/totp", "DELETE /auth/totp", "POST /auth/recovery-codes",
-		"POST /auth/passkeys/options", "POST /auth/passkeys", "DELETE /auth/passkeys/x"} {
+		"POST /auth/passkeys/options", "POST /auth/passkeys", "DELETE /auth/passkeys/x", "POST /auth/passkey/options", "POST /auth/passkey"} {
 		method, path, _ := strings.Cut(call, " ")
 		s.want(http.StatusMisdirectedRequest, nil, method, "https://wiki.example.com"+path, "{}", "Cookie", cookie)
 		if w := s.do(method, "https://auth.example.com"+path, "{}", "Cookie", cookie); w.Code == http.StatusMisdirectedRequest {
 			t.Errorf("%s on the public host: %d", call, w.Code)
 		}
 	}
+	s.want(http.StatusCreated, nil, "POST", "https://wiki.example.com/auth/session", credentials("sam", testPassword))
+	s.want(http.StatusUnauthorized, nil, "POST", "https://wiki.example.com/auth/session/code", object("pending", "x", "code", "123456"))
 }
 
 // What a right password gives is good for the code and for nothing else, on no

@@ -556,12 +556,16 @@ func TestRelyingParty(t *testing.T) {
 		}
 		s.want(http.StatusCreated, nil, "POST", test.base+"/auth/passkeys", p.says("webauthn.create", o.Challenge).sent("name", "laptop"),
 			"Cookie", cookie, "Ringward-Proof", confirmed.Proof)
-		s.want(http.StatusCreated, nil, "POST", test.base+"/auth/passkey", s.byPasskey(p))
+		login := func() string {
+			s.want(http.StatusCreated, &o, "POST", test.base+"/auth/passkey/options", "")
+			return p.says("webauthn.get", o.Challenge).sent()
+		}
+		s.want(http.StatusCreated, nil, "POST", test.base+"/auth/passkey", login())
 		for _, origin := range []string{"https://wiki.example.com", "http://auth.example.com", "http://localhost"} {
 			if p.origin = origin; origin == test.origin {
 				continue
 			}
-			s.want(http.StatusUnauthorized, nil, "POST", test.base+"/auth/passkey", s.byPasskey(p))
+			s.want(http.StatusUnauthorized, nil, "POST", test.base+"/auth/passkey", login())
 		}
 	}
 }
