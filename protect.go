@@ -15,6 +15,7 @@ import (
 	"path"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -180,9 +181,12 @@ type statusWriter struct {
 	web  *Web
 }
 
+// inWords are the statuses that a person may meet who opens a page.
+var inWords = []int{http.StatusForbidden, http.StatusNotFound, http.StatusMisdirectedRequest, http.StatusBadGateway, http.StatusGatewayTimeout}
+
 // respondPage is for a person who opens a page in a browser.
 func (w *statusWriter) respondPage(code int, title, detail string) bool {
-	if w.web == nil || !navigates(w.r) {
+	if w.web == nil || !navigates(w.r) || !slices.Contains(inWords, code) {
 		return false
 	}
 	w.web.respondWith(w, code, "error.html", "{what}", title, "{detail}", detail)

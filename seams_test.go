@@ -334,6 +334,22 @@ func TestErrorsForPeople(t *testing.T) {
 			t.Errorf("%s: %d %v", target, script.Code, script.Header())
 		}
 	}
+	s.store.Close()
+	for target, status := range map[string]int{
+		"http://localhost/auth/session":  http.StatusUnauthorized,
+		"http://localhost/auth/passkey":  http.StatusMethodNotAllowed,
+		"http://localhost/auth/sessions": http.StatusServiceUnavailable,
+		"http://localhost/healthz":       http.StatusServiceUnavailable,
+	} {
+		c := cookie
+		if status == http.StatusUnauthorized {
+			c = "x=y"
+		}
+		w := s.request("GET", target, "Cookie", c, "Accept", "text/html", "Sec-Fetch-Mode", "navigate")
+		if w.Code != status || w.Header().Get("Content-Type") != "application/json" || !strings.HasPrefix(w.Body.String(), `{"errors":[{`) {
+			t.Errorf("%s: %d %v", target, w.Code, w.Header())
+		}
+	}
 }
 
 // A password in the arguments is there for everybody on the machine to read.
