@@ -779,6 +779,7 @@ func TestPageWithoutScript(t *testing.T) {
 	d.refused("401 /auth/login")
 	d.do(chromedp.Navigate(rw.url + "/auth/account"))
 	d.at("/auth/login?next=%2Fauth%2Faccount")
+	d.sees("Passkeys, and setting up a second factor, need JavaScript.")
 	d.login("frodo", "no")
 	d.sees("Username or password is wrong")
 	d.until(`document.querySelector('#username').value === 'frodo'`)
