@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -180,6 +181,7 @@ type Factor struct {
 	issuer   string   // what an authenticator app shows beside the name
 	required bool     // nobody gets in by a password alone
 	public   *url.URL // scheme and host by which browsers reach us; nil: not known
+	usedBy   sync.Map // challenge to user, while it would count: it is nobody else's
 }
 
 const pendingLife = 5 * time.Minute

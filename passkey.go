@@ -290,7 +290,16 @@ func (f *Factor) usePasskey(r *http.Request, a assertion, now time.Time) (u User
 			return errCeremony
 		}
 		p.Count, p.Used = c.count, now
-		return has.use(c.challenge, c.until, now)
+		if err := has.use(c.challenge, c.until, now); err != nil {
+			return err
+		}
+		by, used := f.usedBy.LoadOrStore(c.challenge, u.Name)
+		if !used {
+			time.AfterFunc(c.until.Sub(now), func() { f.usedBy.Delete(c.challenge) })
+		} else if by != u.Name { // what the factors of one user cannot tell
+			return errCeremony
+		}
+		return nil
 	}, nil
 }
 

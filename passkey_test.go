@@ -403,6 +403,18 @@ func TestChallengeCountsOnce(t *testing.T) {
 		if has, err := s.store.factors("frodo"); err != nil || len(has.Used) != 1 {
 			t.Errorf("%d challenges are kept, %v", len(has.Used), err)
 		}
+
+		sams := s.withPasskey(s.enter("sam", testPassword))
+		challenge = s.challenge()
+		s.want(http.StatusCreated, nil, "POST", "/auth/passkey", sams.says("webauthn.get", challenge).sent())
+		s.want(http.StatusUnauthorized, nil, "POST", "/auth/passkey", p.says("webauthn.get", challenge).sent())
+		s.want(http.StatusForbidden, nil, "POST", "/auth/confirm", p.says("webauthn.get", challenge).sent(), "Cookie", s.enter("frodo", testPassword))
+		if live := s.live("frodo") + s.live("sam"); live != 7 {
+			t.Errorf("%d sessions are live", live)
+		}
+		time.Sleep(challengeLife)
+		synctest.Wait()
+		s.factor.usedBy.Range(func(challenge, user any) bool { t.Errorf("%s of %s is kept", challenge, user); return true })
 	})
 	s := newAccountServer(t)
 	p := s.withPasskey(s.enter("frodo", testPassword))

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
 )
 
 // program is all that a request may meet.
@@ -24,7 +25,7 @@ func newProgram(c config, store fullStore, keys []string, log *slog.Logger, base
 	auth.Idle, auth.Max, auth.Cost, auth.Log = c.sessionIdle, c.sessionMax, c.bcryptCost, log
 	auth.Secure, auth.CookieName, auth.CookieDomain, auth.LoginPage = c.secure(), c.cookieName, c.cookieDomain, c.prefix+"/login"
 	account := &Account{auth, store, c.passwordMin}
-	factor := &Factor{account, store, c.title, c.secondFactor == "required", c.public}
+	factor := &Factor{account, store, c.title, c.secondFactor == "required", c.public, sync.Map{}}
 	gateway := &Gateway{auth: auth, trusted: c.trusted, public: c.public, prefix: c.prefix, userHeader: c.userHeader}
 	gateway.setTools(c.tools)
 	auth.tokenLogin, auth.seen, auth.factor = account.tokenLogin, seenUser, factor
