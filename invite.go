@@ -2,6 +2,7 @@
 package main
 
 import (
+	"errors"
 	"io/fs"
 	"net/http"
 	"time"
@@ -113,6 +114,13 @@ func newInvite(user string, now time.Time) (Invite, string) {
 	return Invite{Key: key, User: user, Created: now, Expires: now.Add(inviteLife)}, secret
 }
 
+// passkeyLogin is in place of a pending login where the password alone opens
+// nothing.
+type passkeyLogin struct {
+	Username string `json:"username"`
+	Passkey  bool   `json:"passkey"`
+}
+
 const noInvite = "This invite is unknown, used or expired"
 
 // handleInvite is GET /auth/invites/{token}.
@@ -162,7 +170,10 @@ func (a *Account) handleAcceptInvite(w http.ResponseWriter, r *http.Request) {
 	}
 	var pending any
 	if err == nil && a.factor != nil {
-		pending, err = a.factor.next(u, now)
+		var no *refusal
+		if pending, err = a.factor.next(u, now); errors.As(err, &no) { // the password is set all the same: it is not what is refused
+			pending, err = passkeyLogin{name, true}, nil
+		}
 	}
 	s, id := Session{}, ""
 	if pending == nil {

@@ -222,6 +222,21 @@ func TestPasskeyIsBothFactors(t *testing.T) {
 	if !strings.Contains(w.Body.String(), "passkey") {
 		t.Errorf("got %s", w.Body)
 	}
+
+	// A lost password is replaced, and opens nothing either.
+	invite := "/auth/invites/" + s.invite("frodo")
+	var set passkeyLogin
+	w = s.want(http.StatusAccepted, &set, "POST", invite, object("password", newPassword))
+	if set != (passkeyLogin{"frodo", true}) || w.Header()["Set-Cookie"] != nil || s.live("frodo") != 0 {
+		t.Errorf("got %s, %v, %d sessions", w.Body, w.Header(), s.live("frodo"))
+	}
+	s.want(http.StatusNotFound, nil, "GET", invite, "")
+	s.want(http.StatusUnauthorized, nil, "POST", "/auth/session", credentials("frodo", testPassword))
+	s.want(http.StatusForbidden, nil, "POST", "/auth/session", credentials("frodo", newPassword))
+	cookie = cookieOf(t, s.want(http.StatusCreated, nil, "POST", "/auth/passkey", s.byPasskey(p)))
+
+	s.want(http.StatusNoContent, nil, "PUT", "/auth/password", object("current", newPassword, "new", testPassword), "Cookie", cookie)
+	cookie = cookieOf(t, s.want(http.StatusCreated, nil, "POST", "/auth/passkey", s.byPasskey(p)))
 	s.withAppBesides(cookie)
 	s.want(http.StatusCreated, nil, "POST", "/auth/passkey", s.byPasskey(p))
 	s.pend("frodo")

@@ -348,7 +348,13 @@ function showOthers() {
 // The second factor.
 
 // loggedIn goes on after a login, or to the step that it is pending on.
-async function loggedIn({pending, enrol}) {
+async function loggedIn({pending, enrol, passkey}) {
+	if (passkey) {
+		$('invite').hidden = true
+		$('title').textContent = 'Your password is set'
+		$('about').replaceChildren('You log in with your passkey. ', h('a', {href: '/auth/login'}, 'Go to the login'))
+		return $('title').focus()
+	}
 	if (!pending) return goOn()
 	for (const id of ['why', 'lost', 'login', 'invite', 'about']) if ($(id)) $(id).hidden = true
 	if (enrol) {
