@@ -196,6 +196,24 @@ func TestPageEnrol(t *testing.T) {
 	enrol()
 	d.at("/")
 	d.sees("sam")
+
+	// Who logs in by passkey only gets a new password, and is told that.
+	d.refused("403 /auth/passkeys/options")
+	d.authenticator()
+	d.open("/auth/account")
+	d.fill(passkeyName, "laptop")
+	d.press("Add a passkey")
+	d.confirms()
+	d.press("Remove the app")
+	d.press("Remove")
+	d.sees("The authenticator app is removed.")
+	d.open(strings.Replace(strings.TrimSpace(rw.must("", "user", "invite", "sam")), "127.0.0.1", "localhost", 1))
+	d.fill("New password", password)
+	d.press("Set password and log in")
+	d.sees("Your password is set")
+	d.do(chromedp.Click(`//a[.="Go to the login"]`, chromedp.NodeVisible))
+	d.at("/")
+	d.sees("sam")
 }
 
 // passkeyStory adds a passkey, logs in by it in each way, and sees the server
