@@ -331,9 +331,7 @@ func (g *Gateway) proxyOver(tool *Tool, dial func(ctx context.Context, network, 
 		proxy.ModifyResponse = func(response *http.Response) error {
 			h := response.Header
 			h["Set-Cookie"] = append(slices.DeleteFunc(h["Set-Cookie"], g.namesSession), own["Set-Cookie"]...)
-			if clears := h.Get("Clear-Site-Data"); strings.Contains(clears, "cookies") || strings.Contains(clears, "*") {
-				h.Del("Clear-Site-Data")
-			}
+			h["Clear-Site-Data"] = slices.DeleteFunc(h["Clear-Site-Data"], func(line string) bool { return strings.Contains(line, "cookies") || strings.Contains(line, "*") })
 			if len(own["Set-Cookie"]) > 0 { // a cache would hand the session to others
 				h["Cache-Control"] = own["Cache-Control"]
 			} else if h["Cache-Control"] == nil {

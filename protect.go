@@ -203,7 +203,8 @@ func (w *statusWriter) WriteHeader(code int) {
 	if code >= 200 || code == http.StatusSwitchingProtocols {
 		w.begun(code)
 	} else {
-		w.Header().Del("Set-Cookie") // hints come from tools, and before the gateway looks at their cookies
+		w.Header().Del("Set-Cookie") // hints come from tools, and before the gateway looks at their headers
+		w.Header().Del("Clear-Site-Data")
 	}
 	w.ResponseWriter.WriteHeader(code)
 }
