@@ -45,7 +45,7 @@ type Gateway struct {
 func (g *Gateway) setTools(tools Tools) {
 	for _, tool := range tools {
 		if tool.upstream != nil {
-			tool.proxy = g.proxy(tool)
+			tool.proxy = g.proxyOver(tool, (&net.Dialer{Timeout: min(10*time.Second, tool.timeout)}).DialContext)
 		}
 	}
 	g.tools.Store(&tools)
@@ -289,13 +289,9 @@ func (g *Gateway) inDomain(u *url.URL) bool {
 // connection: on one that is just being closed a POST would fail.
 const idleUpstream = 4 * time.Second
 
-// proxy passes requests on to a tool. What the tool responds passes as it is,
+// proxyOver passes requests on to a tool. What the tool responds passes as it is,
 // but for what would end the session in the browser, and for Cache-Control where
 // the session is renewed or the tool has none.
-func (g *Gateway) proxy(tool *Tool) http.Handler {
-	return g.proxyOver(tool, (&net.Dialer{Timeout: 10 * time.Second}).DialContext)
-}
-
 func (g *Gateway) proxyOver(tool *Tool, dial func(ctx context.Context, network, addr string) (net.Conn, error)) http.Handler {
 	shared := httputil.ReverseProxy{
 		Rewrite:    func(p *httputil.ProxyRequest) { g.rewrite(p, tool.upstream) },
@@ -303,6 +299,7 @@ func (g *Gateway) proxyOver(tool *Tool, dial func(ctx context.Context, network, 
 		ErrorLog:   slog.NewLogLogger(g.auth.Log.Handler(), slog.LevelWarn),
 		Transport: &http.Transport{ // no Proxy: the environment is about other places
 			DialContext:           dial,
+			TLSHandshakeTimeout:   tool.timeout,
 			ResponseHeaderTimeout: tool.timeout,
 			ExpectContinueTimeout: time.Second,
 			IdleConnTimeout:       idleUpstream,

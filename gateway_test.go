@@ -673,6 +673,35 @@ func TestToolRefuses(t *testing.T) {
 	})
 }
 
+// A tool that accepts and then says nothing, not even in TLS, is given up when
+// its time is over, and so is one that cannot be reached.
+func TestToolSaysNothing(t *testing.T) {
+	inFront(t, nil, nil, func(t *testing.T, f *front) {
+		silent := newPipes("127.0.0.1:443")
+		defer silent.Close()
+		go func() {
+			for conn, err := silent.Accept(); err == nil; conn, err = silent.Accept() {
+				go io.Copy(io.Discard, conn)
+			}
+		}()
+		one := f.gateway.tools.Load().find("")
+		one.upstream = mustOrigin(t, "https://tool.internal")
+		one.proxy = f.gateway.proxyOver(one, silent.dial)
+		start := time.Now()
+		response, body := f.send(get("/"))
+		wantError(t, response, body, http.StatusGatewayTimeout)
+		if took := time.Since(start); took != one.timeout {
+			t.Errorf("504 after %v", took)
+		}
+	})
+	s := newAccountServer(t, "-proxy", "http://127.0.0.1:1") // where nobody listens
+	one := s.gateway.tools.Load().find("")
+	one.timeout = -1 // over before it begins
+	s.gateway.setTools(Tools{"": one})
+	s.Handler, s.public = s.program, "example.com"
+	s.want(http.StatusGatewayTimeout, nil, "GET", "http://localhost/", "", "Cookie", s.enter("frodo", testPassword))
+}
+
 func TestArrive(t *testing.T) {
 	g := plainGateway()
 	trust("127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32", "fe80::/10")(g)
