@@ -255,7 +255,8 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// origin is scheme, host and port, and nothing else.
+// origin is scheme, host and port, if it is not that of the scheme, and nothing
+// else.
 func origin(flag, example, text string) (*url.URL, error) {
 	if text == "" {
 		return nil, nil
@@ -265,7 +266,8 @@ func origin(flag, example, text string) (*url.URL, error) {
 		u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
 		return nil, usagef("%s is like %s, not %q", flag, example, text)
 	}
-	return &url.URL{Scheme: u.Scheme, Host: strings.ToLower(u.Host)}, nil
+	standard := map[string]string{"http": ":80", "https": ":443"}[u.Scheme]
+	return &url.URL{Scheme: u.Scheme, Host: strings.TrimSuffix(strings.ToLower(u.Host), standard)}, nil
 }
 
 func prefixes(list string) (all []netip.Prefix, err error) {

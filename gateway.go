@@ -121,7 +121,7 @@ func parseAddr(text string) (netip.Addr, bool) {
 func (g *Gateway) scheme(r *http.Request) string {
 	proto := r.Header.Get("X-Forwarded-Proto")
 	switch {
-	case g.public != nil && g.public.Scheme == "https" && (strings.EqualFold(r.Host, g.public.Host) || g.inDomain(&url.URL{Host: r.Host})):
+	case g.public != nil && g.public.Scheme == "https" && (g.isPublic(r.Host) || g.inDomain(&url.URL{Host: r.Host})):
 		return "https"
 	case proto == "http" || proto == "https":
 		return proto
@@ -221,7 +221,7 @@ func (g *Gateway) loginURL(r *http.Request, uri string) string {
 	base, next := "", g.next(uri)
 	if g.public != nil {
 		base = g.public.String()
-		there := (&url.URL{Host: r.Host}).Hostname()
+		there := strings.TrimSuffix((&url.URL{Host: r.Host}).Hostname(), ".")
 		if next[0] == '/' && !strings.EqualFold(there, g.public.Hostname()) { // the login page is on another host
 			next = g.next(g.scheme(r) + "://" + r.Host + next)
 		}
@@ -229,11 +229,19 @@ func (g *Gateway) loginURL(r *http.Request, uri string) string {
 	return base + g.auth.LoginPage + "?next=" + url.QueryEscape(next)
 }
 
+// isPublic says whether a Host header names the public address, also with the
+// port that goes without saying, and with the dot at the end of a whole name.
+func (g *Gateway) isPublic(host string) bool {
+	host = strings.TrimSuffix(strings.Replace(host, ".:", ":", 1), ".")
+	asked, err := origin("", "", g.public.Scheme+"://"+host)
+	return err == nil && asked.Host == g.public.Host
+}
+
 // onPublicHost keeps the account to the host of the public address where tools
 // on other hosts have the session's cookie too.
 func (g *Gateway) onPublicHost(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if g.auth.CookieDomain != "" && g.public != nil && !strings.EqualFold(r.Host, g.public.Host) {
+		if g.auth.CookieDomain != "" && g.public != nil && !g.isPublic(r.Host) {
 			respondError(w, http.StatusMisdirectedRequest, "The account is elsewhere", "it is at "+g.public.String()+g.prefix+"/account")
 			return
 		}

@@ -1107,6 +1107,8 @@ func TestVerify(t *testing.T) {
 			headers: []string{"Accept", page, "Sec-Fetch-Mode", "cors"}},
 		{what: "with a public URL", public: "https://ring.example.com", target: "/auth/verify", from: proxy, status: 401, where: "https://ring.example.com/auth/login?next=%2Fx",
 			headers: []string{"X-Forwarded-Uri", "/x", "X-Forwarded-Host", "ring.example.com", "X-Forwarded-Proto", "https"}},
+		{what: "with a port and a dot", public: "https://ring.example.com", target: "/auth/verify", from: proxy, status: 401, where: "https://ring.example.com/auth/login?next=%2Fx",
+			headers: []string{"X-Forwarded-Uri", "/x", "X-Forwarded-Host", "ring.example.com.:443"}},
 		{what: "for another host of the domain", public: "https://auth.example.com", domain: "example.com", target: "/auth/verify?redirect", from: proxy, status: 303,
 			where:   "https://auth.example.com/auth/login?next=https%3A%2F%2Ftool.example.com%3A8443%2Fx%3Fy",
 			headers: []string{"Accept", page, "X-Forwarded-Uri", "/x?y", "X-Forwarded-Host", "tool.example.com:8443", "X-Forwarded-Proto", "https"}},

@@ -42,6 +42,9 @@ func TestConfiguration(t *testing.T) {
 			return c.public.String() == "https://auth.example.com" && c.secure() && c.base("127.0.0.1:1") == "https://auth.example.com"
 		}},
 		{args: "-public-url http://auth.example.com:8080", ok: func(c config) bool { return !c.secure() && c.public.Port() == "8080" }},
+		{args: "-public-url https://auth.example.com:443", ok: func(c config) bool { return c.public.String() == "https://auth.example.com" }},
+		{args: "-public-url http://[::1]:80", ok: func(c config) bool { return c.public.String() == "http://[::1]" }},
+		{args: "-public-url https://auth.example.com:80", ok: func(c config) bool { return c.public.String() == "https://auth.example.com:80" }},
 		{args: "-public-url auth.example.com", says: "-public-url"},
 		{args: "-public-url ftp://auth.example.com", says: "-public-url"},
 		{args: "-public-url https://auth.example.com/path", says: "-public-url"},

@@ -111,7 +111,8 @@ func TestAccountIsOnThePublicHost(t *testing.T) {
 		"POST /auth/passkeys/options", "POST /auth/passkeys", "DELETE /auth/passkeys/x",
 	} {
 		method, path, _ := strings.Cut(route, " ")
-		for host, elsewhere := range map[string]bool{"auth.example.com": false, "AUTH.example.com": false, "wiki.example.com": true, "auth.example.com:444": true, "localhost": true} {
+		for host, elsewhere := range map[string]bool{"auth.example.com": false, "AUTH.example.com": false, "wiki.example.com": true, "auth.example.com:444": true, "localhost": true,
+			"auth.example.com:443": false, "auth.example.com.": false, "auth.example.com.:443": false, "auth.example.com:80": true} {
 			w := s.request(method, "https://"+host+path, "Cookie", cookie)
 			if (w.Code == http.StatusMisdirectedRequest) != elsewhere || w.Code == http.StatusMethodNotAllowed {
 				t.Errorf("%s on %s: %d %s", route, host, w.Code, w.Body)

@@ -250,7 +250,7 @@ func (t *Tool) challenge(w http.ResponseWriter, r *http.Request) {
 func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 	tool := g.tools.Load().find(r.Host)
 	if tool == nil || tool.proxy == nil {
-		if r.URL.Path == "/" && tool == nil && (g.public == nil || strings.EqualFold(r.Host, g.public.Host)) {
+		if r.URL.Path == "/" && tool == nil && (g.public == nil || g.isPublic(r.Host)) {
 			w.Header().Set("Location", g.prefix+"/account")
 			w.WriteHeader(http.StatusSeeOther)
 			return

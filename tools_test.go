@@ -352,6 +352,17 @@ func TestBasicCostsNoBcrypt(t *testing.T) {
 	}
 }
 
+// Where no tool is, the public host leads to the account, however it is written.
+func TestPublicHostWithoutATool(t *testing.T) {
+	g := newGuarded(t)
+	for host, want := range map[string]int{"auth.example.com": 303, "auth.example.com:443": 303, "AUTH.example.com.": 303, "auth.example.com:444": 421, "other.example.com": 421} {
+		w := g.request("GET", "https://"+host+"/")
+		if w.Code != want || want == 303 && w.Header().Get("Location") != "/auth/account" {
+			t.Errorf("%s: %d %v", host, w.Code, w.Header())
+		}
+	}
+}
+
 func basic(name, password string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(name+":"+password))
 }
