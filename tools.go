@@ -155,7 +155,8 @@ func plainPath(path string) bool {
 
 // opens says whether a request passes to the tool without a login.
 func (t *Tool) opens(r *http.Request) bool {
-	if t.preflight && r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
+	if t.preflight && r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" &&
+		r.ContentLength == 0 && r.Header["Upgrade"] == nil && r.Header["Sec-Websocket-Version"] == nil { // which no browser sends there
 		return true
 	}
 	path := cmp.Or(r.URL.RawPath, r.URL.EscapedPath()) // as it was sent, also what EscapedPath would put right

@@ -352,6 +352,21 @@ func TestBasicCostsNoBcrypt(t *testing.T) {
 	}
 }
 
+// A browser's preflight asks, and brings nothing with it.
+func TestPreflightIsBare(t *testing.T) {
+	g := newGuarded(t)
+	for more, passes := range map[string]bool{
+		"": true, "Content-Length: 0\n": true, "Upgrade: websocket\nConnection: Upgrade\n": false, "Upgrade: h2c\n": false,
+		"Sec-WebSocket-Version: 13\n": false, "Content-Length: 1\n": false, "Transfer-Encoding: chunked\n": false,
+	} {
+		g.got.Store(nil)
+		w := g.raw("OPTIONS /api HTTP/1.1\nHost: git.example.com\nOrigin: https://evil.test\nAccess-Control-Request-Method: POST\n" + more + "\n0\n\n")
+		if reached := g.got.Load() != nil; reached != passes || !passes && w.Code != http.StatusUnauthorized && w.Code != http.StatusForbidden {
+			t.Errorf("%q: the tool got it: %t, %d %s", more, reached, w.Code, w.Body)
+		}
+	}
+}
+
 // Where no tool is, the public host leads to the account, however it is written.
 func TestPublicHostWithoutATool(t *testing.T) {
 	g := newGuarded(t)
