@@ -164,12 +164,14 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	if (c.tlsCert == "") != (c.tlsKey == "") {
 		return c, nil, usagef("-tls-cert and -tls-key go together")
 	}
-	_, port, wrong := net.SplitHostPort(c.addr) // net.Listen takes "" for any port of every network
-	if wrong == nil {
-		_, wrong = net.LookupPort("tcp", port)
-	}
-	if wrong != nil {
-		return c, nil, usagef("-addr is like localhost:8080, not %q", c.addr)
+	for flag, addr := range map[string]string{"-addr": c.addr, "-metrics": cmp.Or(c.metrics, ":0"), "-echo": cmp.Or(c.echo, ":0")} {
+		_, port, wrong := net.SplitHostPort(addr) // net.Listen takes "" for any port of every network
+		if wrong == nil {
+			_, wrong = net.LookupPort("tcp", port)
+		}
+		if wrong != nil {
+			return c, nil, usagef("%s is like localhost:8080, not %q", flag, addr)
+		}
 	}
 	return c, words, nil
 }
