@@ -383,8 +383,9 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest, upstream *url.URL) {
 		out.URL.Opaque = noSpace(path)
 	}
 	out.Trailer = nil // may hold what headers may not
+	user := cgiName(g.userHeader)
 	for name := range out.Header {
-		if isIdentityHeader(name) || matchesCGI(name, g.userHeader, true) {
+		if isIdentityHeader(name) || cgiName(name) == user {
 			delete(out.Header, name)
 		}
 	}
@@ -410,40 +411,28 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest, upstream *url.URL) {
 // the tool's request line.
 func noSpace(uri string) string { return strings.ReplaceAll(uri, " ", "%20") }
 
-// identityHeaders are those by which proxies say who and where a client is, and
-// our clients who they are: what they begin with, or the whole name.
-var identityHeaders = []string{"remote-", "x-remote-", "x-forwarded-", "x-webauth-", "x-auth-request-", "x-authenticated-",
-	"x-authentik-", "x-auth-user", "x-real-ip", "forwarded", "x-ringward-", "ringward-"}
+// By identityHeaders proxies say who and where a client is, and our clients who
+// they are: what the names begin with, and whole names.
+var identityHeaders = []string{"remote-", "http-remote-", "x-remote-", "x-forwarded-", "x-webauth-", "x-auth-request-", "x-auth-user", "x-auth-email",
+	"x-authenticated-", "x-authentik-", "x-authelia-", "x-token-user-", "x-consumer-", "x-goog-authenticated-user-", "cf-access-authenticated-user-",
+	"x-ssl-client-", "x-proxy-user", "x-ringward-", "ringward-"}
+var identityNames = []string{"x-real-ip", "x-client-ip", "true-client-ip", "forwarded", "x-forwarded", "auth-user", "x-user", "x-username", "x-email"}
 
 func isIdentityHeader(name string) bool {
-	return slices.ContainsFunc(identityHeaders, func(want string) bool {
-		return matchesCGI(name, want, want == "x-real-ip" || want == "forwarded")
-	})
+	name = cgiName(name)
+	return slices.Contains(identityNames, name) ||
+		slices.ContainsFunc(identityHeaders, func(start string) bool { return strings.HasPrefix(name, start) })
 }
 
-// matchesCGI compares as tools may: CGI and its descendants take all but
-// letters and digits for the same character. want is whole, or what name begins
-// with.
-func matchesCGI(name, want string, whole bool) bool {
-	if len(name) < len(want) || whole && len(name) > len(want) {
-		return false
-	}
-	for i := range len(want) {
-		if cgi(name[i]) != cgi(want[i]) {
-			return false
+// cgiName is a header's name as tools may take it: to CGI and its descendants
+// all but letters and digits is the same character.
+func cgiName(name string) string {
+	return strings.Map(func(c rune) rune {
+		if 'a' <= c && c <= 'z' || '0' <= c && c <= '9' {
+			return c
 		}
-	}
-	return true
-}
-
-func cgi(c byte) byte {
-	switch {
-	case 'A' <= c && c <= 'Z':
-		return c + 'a' - 'A'
-	case ('a' > c || c > 'z') && ('0' > c || c > '9'):
 		return '-'
-	}
-	return c
+	}, strings.ToLower(name))
 }
 
 // dropCredentials leaves of the headers what is not ours to read.

@@ -229,7 +229,10 @@ var spoofs = []string{
 	"X-Forwarded-Prefix: /evil", "X-Forwarded-Preferred-Username: gandalf", "X-Forwarded-Uri: /evil", "X-Forwarded-Method: EVIL",
 	"X-Remote-User: gandalf", "x_remote_user: gandalf", "X-Remote-Group: gandalf", "X-WebAuth-User: gandalf", "X.WebAuth.User: gandalf", "X-Auth-User: gandalf",
 	"X-Auth-Username: gandalf", "X-Auth-Request-User: gandalf", "X_Auth_Request_Email: gandalf", "X-Authenticated-User: gandalf", "X-Authenticated-Userid: gandalf",
-	"X-Authentik-Username: gandalf", "X-Forwarded-Access-Token: gandalf",
+	"X-Authentik-Username: gandalf", "X-Forwarded-Access-Token: gandalf", "X-Auth-Email: gandalf", "X-Forwarded: for=6.6.6.6", "X-User: gandalf", "x_user: gandalf",
+	"X-Username: gandalf", "X-Email: gandalf", "X-Authelia-Username: gandalf", "X-Token-User-Name: gandalf", "X-Token-User-Email: gandalf", "X-Consumer-Username: gandalf",
+	"X-Goog-Authenticated-User-Email: gandalf", "Cf-Access-Authenticated-User-Email: gandalf", "X-SSL-Client-S-DN: gandalf", "X_SSL_Client_Verify: gandalf",
+	"X-Proxy-User: gandalf", "Auth-User: gandalf", "Auth_User: gandalf", "Http-Remote-User: gandalf", "True-Client-IP: 6.6.6.6", "X-Client-IP: 6.6.6.6",
 	"Forwarded: for=6.6.6.6", "FORWARDED: for=6.6.6.6", "X-Real-IP: 6.6.6.6", "X_Real_Ip: 6.6.6.6", "x.real.ip: 6.6.6.6",
 }
 
