@@ -126,8 +126,8 @@ func parseConfig(args []string) (c config, words []string, err error) {
 		return c, nil, usagef("-hsts is seconds, 0 for none, not %d", c.hsts)
 	case !isToken(c.cookieName) || strings.HasPrefix(c.cookieName, "__"):
 		return c, nil, usagef("-cookie-name is letters, digits, - and _, like ringward-wiki, not %q", c.cookieName)
-	case !isToken(c.userHeader):
-		return c, nil, usagef("-user-header is letters, digits and -, like X-WebAuth-User, not %q", c.userHeader)
+	case !isToken(c.userHeader) || takenHeaders.MatchString(cgiName(c.userHeader)):
+		return c, nil, usagef("-user-header is letters, digits and -, like X-WebAuth-User, and no header of another meaning, not %q", c.userHeader)
 	case !strings.HasPrefix(c.prefix, "/") || !isToken(c.prefix[1:]):
 		return c, nil, usagef("-prefix is like /auth or /ringward, not %q", c.prefix)
 	case strings.TrimSpace(c.title) == "" || len(c.title) > 100 || strings.ContainsFunc(c.title, unicode.IsControl):
@@ -191,6 +191,10 @@ var passwordInURL = regexp.MustCompile(`postgres(ql)?://[^/@]*:[^/@]+@`)
 
 // connectionWords is PostgreSQL's other form of an address.
 var connectionWords = regexp.MustCompile(`(^|\s)(host|hostaddr|port|dbname|user|password|sslmode)\s*=`)
+
+// takenHeaders have another meaning, to a tool, a gateway or us.
+var takenHeaders = regexp.MustCompile(`^(remote-groups|host|authorization|connection|upgrade|te|trailer|transfer-encoding|keep-alive|expect|origin|location|` +
+	`forwarded|x-real-ip|x-forwarded-(for|host|proto|uri|method)|x-login-url|x-ringward-token|ringward-proof|(set-)?cookie|(proxy|content|sec)-.*)$`)
 
 // isToken says whether text is safe in a cookie's or a header's name and a path.
 func isToken(text string) bool {

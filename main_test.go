@@ -98,6 +98,23 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
+// A tool reads something else from some headers, and others do not reach it.
+func TestUserHeaders(t *testing.T) {
+	for name, fits := range map[string]bool{
+		"X-WebAuth-User": true, "x_user": true, "X-Forwarded-User": true, "Remote-Name": true, "Auth-User": true, "X-Content-User": true,
+		"Remote-Groups": false, "remote_groups": false, "Host": false, "COOKIE": false, "Set-Cookie": false, "Authorization": false, "Proxy-Authorization": false,
+		"Connection": false, "Upgrade": false, "TE": false, "Keep-Alive": false, "Trailer": false, "Content-Length": false, "Content-Type": false,
+		"Transfer-Encoding": false, "Expect": false, "Origin": false, "Sec-Fetch-Site": false, "Location": false, "Forwarded": false, "X-Real-IP": false,
+		"X-Forwarded-For": false, "X-Forwarded-Host": false, "X_Forwarded_Proto": false, "X-Forwarded-Uri": false, "X-Forwarded-Method": false,
+		"X-Login-URL": false, "X-Ringward-Token": false, "Ringward-Proof": false, "X.User": false, "": false,
+	} {
+		_, _, err := parseConfig([]string{"-user-header", name})
+		if fits && err != nil || !fits && (exitCode(err) != 2 || !strings.Contains(err.Error(), "-user-header")) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestSigningKeys(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "key")
 	if err := os.WriteFile(file, []byte(testKey+","+testKey+"\n"), 0o600); err != nil {
