@@ -62,8 +62,10 @@ func (g *Gateway) arrive(r *http.Request) {
 		ok = ok && g.trusts(peer)
 	}
 	for _, name := range []string{host, "X-Forwarded-Proto", "X-Forwarded-Uri", "X-Forwarded-Method"} {
-		if lines := r.Header[name]; lines != nil && (!ok || len(lines) != 1) { // two say nothing
+		if lines := r.Header[name]; lines != nil && !ok {
 			delete(r.Header, name)
+		} else if len(lines) > 1 {
+			r.Header[name] = []string{""} // two say nothing, and handleVerify refuses them
 		}
 	}
 	if lines := r.Header[addrs]; !ok {
@@ -147,11 +149,20 @@ func (g *Gateway) judgesHost(r *http.Request) bool {
 // itself is not, because it must not read cookies that are HttpOnly.
 func (g *Gateway) handleVerify(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
+	forwarded := r.Header.Get("X-Forwarded-Uri")
 	query, uri, ok := strings.Cut("&"+r.URL.RawQuery, "&uri=")
 	if !ok {
-		uri = r.Header.Get("X-Forwarded-Uri")
+		uri = forwarded
 	} else if plain, err := url.QueryUnescape(uri); err == nil && !strings.HasPrefix(uri, "/") {
 		uri = plain
+	}
+	conflict := forwarded != "" && forwarded != uri
+	for _, name := range []string{"X-Forwarded-Host", "X-Forwarded-Uri", "X-Forwarded-Method"} {
+		conflict = conflict || r.Header[name] != nil && r.Header.Get(name) == ""
+	}
+	if conflict {
+		respondError(w, http.StatusForbidden, "The gateway says two things of one request")
+		return
 	}
 	asked := r.WithContext(r.Context()) // a copy
 	asked.Method = cmp.Or(r.Header.Get("X-Forwarded-Method"), r.Method)
