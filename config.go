@@ -289,6 +289,9 @@ func prefixes(list string) (all []netip.Prefix, err error) {
 			}
 			prefix = netip.PrefixFrom(ip, ip.BitLen())
 		}
+		if bits := prefix.Bits() - 96; prefix.Addr().Is4In6() && bits >= 0 { // as addresses are compared
+			prefix = netip.PrefixFrom(prefix.Addr().Unmap(), bits)
+		}
 		all = append(all, prefix.Masked())
 	}
 	return all, nil

@@ -121,7 +121,7 @@ func parseAddr(text string) (netip.Addr, bool) {
 // scheme is how the browser asked. Where our own name is https, so are those
 // that share its cookie, whatever a gateway says that has another one in front.
 func (g *Gateway) scheme(r *http.Request) string {
-	proto := r.Header.Get("X-Forwarded-Proto")
+	proto := strings.ToLower(r.Header.Get("X-Forwarded-Proto"))
 	switch {
 	case g.public != nil && g.public.Scheme == "https" && (g.isPublic(r.Host) || g.inDomain(&url.URL{Host: r.Host})):
 		return "https"

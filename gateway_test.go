@@ -284,6 +284,18 @@ func TestForwardedByTrustedProxy(t *testing.T) {
 	})
 }
 
+func TestSchemeInCapitals(t *testing.T) {
+	g := plainGateway()
+	trust("10.0.0.0/8")(g)
+	for sent, want := range map[string]string{"HTTPS": "https", "Http": "http", "wss": "http"} {
+		r := asked("", "/", "10.0.0.1:80", "X-Forwarded-Proto", sent)
+		g.arrive(r)
+		if got := g.scheme(r); got != want {
+			t.Errorf("%s is %s", sent, got)
+		}
+	}
+}
+
 func TestSchemeIsThatOfThePublicURL(t *testing.T) {
 	inFront(t, nil, func(g *Gateway) { g.public, _ = url.Parse("https://ring.example.com") }, func(t *testing.T, f *front) {
 		if got := f.tool(get("/", "X-Forwarded-Proto: http")); got.Header.Get("X-Forwarded-Proto") != "https" {

@@ -57,6 +57,8 @@ func TestConfiguration(t *testing.T) {
 		{args: "-cookie-domain example.com -public-url https://auth.example.com", ok: func(config) bool { return true }},
 		{args: "-cookie-domain example.com -public-url https://badexample.com", says: "no browser would keep the cookie"},
 		{args: "-trusted-proxies 10.0.0.0/8,192.0.2.1,::1", ok: func(c config) bool { return len(c.trusted) == 3 && c.trusted[1].Bits() == 32 }},
+		{args: "-trusted-proxies ::ffff:192.0.2.0/120,::ffff:10.0.0.1", ok: func(c config) bool { return fmt.Sprint(c.trusted) == "[192.0.2.0/24 10.0.0.1/32]" }},
+		{args: "-trusted-proxies ::ffff:0.0.0.0/95,::/0", ok: func(c config) bool { return fmt.Sprint(c.trusted) == "[::fffe:0:0/95 ::/0]" }},
 		{args: "-trusted-proxies 10.0.0.0/8,nonsense", says: "nonsense"},
 		{args: "-proxy http://127.0.0.1:3000", ok: func(c config) bool { return c.tools[""].upstream.Host == "127.0.0.1:3000" }},
 		{args: "-proxy 127.0.0.1:3000", says: "-proxy"},
