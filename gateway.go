@@ -21,7 +21,6 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -300,8 +299,7 @@ func (g *Gateway) next(raw string) string {
 func (g *Gateway) inDomain(u *url.URL) bool {
 	name := strings.ToLower(u.Hostname())
 	same, err := domain(name) // is it one that browsers and we read alike
-	port, portErr := strconv.ParseUint(cmp.Or(u.Port(), "443"), 10, 16)
-	return g.auth.CookieDomain != "" && err == nil && same == name && under(name, g.auth.CookieDomain) && portErr == nil && port > 0
+	return g.auth.CookieDomain != "" && err == nil && same == name && under(name, g.auth.CookieDomain) && goodPort(u)
 }
 
 // idleUpstream is less than the 5 s after which Node and Apache close an idle

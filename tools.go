@@ -42,7 +42,7 @@ func readTools(path string, timeout time.Duration) (Tools, error) {
 		return nil, err
 	}
 	tools := Tools{}
-	for i, line := range strings.Split(string(text), "\n") {
+	for i, line := range strings.Split(strings.TrimPrefix(string(text), "\ufeff"), "\n") { // some editors put that before the text
 		line, _, _ = strings.Cut(line, "#")
 		words := strings.Fields(line)
 		if len(words) == 0 {
@@ -109,7 +109,7 @@ func (t *Tool) set(option string) (err error) {
 	case name == "public":
 		t.public = strings.Split(value, ",")
 		for _, path := range t.public {
-			if u, err := url.ParseRequestURI(path); err != nil || path == "/" || !plainPath(path) || u.EscapedPath() != path {
+			if u, err := url.ParseRequestURI(path); err != nil || path == "/" || strings.Contains(path, "*") || !plainPath(path) || u.EscapedPath() != path {
 				return fmt.Errorf("a public path is like /api/health, or /static/ with all below it, not %q", path)
 			}
 		}

@@ -410,6 +410,10 @@ func TestToolsFileMistakes(t *testing.T) {
 		"git.example.com http://127.0.0.1:x":                            "the upstream is like",
 		"git.example.com http://127.0.0.1:3000?x":                       "the upstream is like",
 		"git.example.com --":                                            "the upstream is like",
+		"git.example.com http://127.0.0.1:":                             "the upstream is like",
+		"git.example.com http://127.0.0.1:0":                            "the upstream is like",
+		"git.example.com https://127.0.0.1:99999":                       "the upstream is like",
+		"git.example.com - public=/a/*":                                 "a public path is like",
 		"git.example.com http://127.0.0.1:3000 ops":                     `"ops" is no option`,
 		"git.example.com - groups=ops":                                  `"groups=ops" is no option`,
 		"git.example.com - group":                                       "a group is",
@@ -471,7 +475,7 @@ func TestToolsFileMistakes(t *testing.T) {
 }
 
 func TestToolsFile(t *testing.T) {
-	text := exampleTools(t, "http://127.0.0.1:9") + "CI.Example.com\t https://10.0.0.1 \tpublic=/caf%C3%A9/,/a(b) preflight\tgroup=a.b_c-1 \r\nlocalhost - #x\n127.0.0.1 http://tool/"
+	text := "\ufeff" + exampleTools(t, "http://127.0.0.1:9") + "CI.Example.com\t https://10.0.0.1 \tpublic=/caf%C3%A9/,/a(b) preflight\tgroup=a.b_c-1 \r\nlocalhost - #x\n127.0.0.1 http://tool/"
 	tools, err := readTools(toolsFile(t, text), 7*time.Second)
 	if err != nil {
 		t.Fatal(err)
