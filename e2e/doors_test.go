@@ -250,13 +250,14 @@ func TestGatewayTwoHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	maps, server, _ := strings.Cut(documented(t, "nginx")[0], "\nserver {\n")
-	server = strings.NewReplacer("listen 443 ssl;", "").Replace(regexp.MustCompile("(?m)^.*ssl_certificate.*$").ReplaceAllString(server, ""))
-	config := regexp.MustCompile("(?ms)^```nginx\n(.*?)^```$").FindStringSubmatch(string(page))[1] + maps
-	for name, upstream := range map[string]string{"wiki": g.tool.URL, "grafana": other.URL} {
-		named := "\nserver {\n" + regexp.MustCompile(`(?m)^    server_name .*\n.*$`).FindString(string(page)) + server
-		config += strings.NewReplacer("grafana.example.com", name+".example.com", "http://127.0.0.1:3000", upstream).Replace(named)
-	}
-	startNginx(t, addr, strings.NewReplacer("listen 80", "listen "+addr, "127.0.0.1:8080", g.addr()).Replace(config))
+	_, included, _ := strings.Cut(server, "    proxy_http_version")
+	included = "    proxy_http_version" + strings.TrimSuffix(strings.TrimRight(included, "\n"), "}")
+	folder := inFolder(t, "ringward.conf", strings.NewReplacer("proxy_pass http://127.0.0.1:3000;", "proxy_pass $tool;", "127.0.0.1:8080", g.addr()).Replace(included))
+	cert, key := certificate(t, "*.example.com")
+	config := maps + regexp.MustCompile("(?ms)^```nginx\n(.*?)^```$").FindStringSubmatch(string(page))[1]
+	startNginx(t, addr, strings.NewReplacer("listen 80", "listen "+ownAddr(), "listen 443 ssl", "listen "+addr, "include ", "include "+folder+"/",
+		"/etc/ssl/example.com.crt", cert, "/etc/ssl/example.com.key", key,
+		"127.0.0.1:8080", g.addr(), "http://127.0.0.1:3000", g.tool.URL, "http://127.0.0.1:3001", other.URL).Replace(config))
 	doors := map[string]string{"nginx": addr, "tools": g.addr(), "caddy": g.startDoor("caddy"), "haproxy": g.startDoor("haproxy"), "traefik": g.startDoor("traefik")}
 	for door, addr := range doors {
 		for _, c := range []struct {
@@ -271,6 +272,7 @@ func TestGatewayTwoHosts(t *testing.T) {
 			{"http://GRAFANA.example.com:80/x", "wiki.example.com", false},
 			{"http://other.example.com/x", "wiki.example.com", false},
 			{"/x", "other.example.com", false},
+			{"/x", "hooks.example.com", false},
 		} {
 			answer, got := g.through(addr, "GET "+c.line+" HTTP/1.1\r\nHost: "+c.host+"\r\nCookie: "+g.people["frodo"]+"\r\n\r\n", "GET")
 			if pass := got != nil; pass != c.pass || !pass && answer.status < 400 {
