@@ -150,7 +150,7 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		if err != nil {
 			return fmt.Errorf("-metrics: %w", err)
 		}
-		mux := http.NewServeMux()
+		mux := newJSONMux()
 		mux.Handle("GET /metrics", program.metrics.handler(store))
 		figures := newServer(mux, log)
 		defer figures.Close()

@@ -391,3 +391,24 @@ func TestStartFails(t *testing.T) {
 	}
 	store.Close()
 }
+
+func TestMetricsAddress(t *testing.T) {
+	_, stderr, _ := serveForTest(t, "-db", filepath.Join(t.TempDir(), "r.db"), "-metrics", "127.0.0.1:0")
+	base := regexp.MustCompile(`metrics on (http://127\.0\.0\.1:[0-9]+)/metrics`).FindStringSubmatch(stderr.String())
+	if base == nil {
+		t.Fatalf("it does not say where metrics are:\n%s", stderr)
+	}
+	for request, status := range map[string]int{"GET /metrics": 200, "GET /": 404, "GET /auth/session": 404, "POST /metrics": 405, "TRACE /metrics": 405} {
+		method, path, _ := strings.Cut(request, " ")
+		r, err := http.NewRequestWithContext(t.Context(), method, base[1]+path, nil)
+		noErr(t, err)
+		response, err := http.DefaultClient.Do(r)
+		noErr(t, err)
+		body, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		noErr(t, err)
+		if response.StatusCode != status || status > 200 && !strings.Contains(string(body), fmt.Sprintf(`"status":%d`, status)) {
+			t.Errorf("%s: %s %.100s, want %d", request, response.Status, body, status)
+		}
+	}
+}
