@@ -116,28 +116,39 @@ func readable(b *BoltStore) error {
 	return errors.Join(err, err2, err3, err4)
 }
 
-// keepOut takes from the copy what people have lost since it was made, and says
-// what is different.
+// keepOut takes from the copy what people have lost since it was made, says what
+// is different, and adds what was done since to the copy's acts.
 func keepOut(copied, now *BoltStore, stdout io.Writer) error {
 	users, err := now.users()
 	factors, err2 := now.everybodysFactors()
 	kept, err3 := now.tokens("")
 	old, err4 := copied.users()
 	copies, err5 := copied.tokens("")
-	if err := errors.Join(err, err2, err3, err4, err5); err != nil {
+	done, err6 := now.acts("")
+	known, err7 := copied.acts("")
+	if err := errors.Join(err, err2, err3, err4, err5, err6, err7); err != nil {
 		return err
 	}
-	present, still := map[string]User{}, map[Key]bool{}
+	present, still, had, told := map[string]User{}, map[Key]bool{}, map[Key]bool{}, map[Act]bool{}
 	for _, u := range users {
 		present[u.Name] = u
 	}
 	for _, t := range kept {
 		still[t.Key] = true
 	}
+	for _, t := range copies {
+		had[t.Key] = true
+	}
+	for _, act := range known {
+		told[act] = true
+	}
 	return copied.update(func(tx *bolt.Tx) error {
 		for _, u := range old {
 			was, there := present[u.Name]
 			if there = there && was.Created.Equal(u.Created); there {
+				if was.Disabled && !u.Disabled {
+					fmt.Fprintf(stdout, "%s was disabled since and stays disabled\n", u.Name)
+				}
 				u.Disabled = was.Disabled
 				if u.Hash != was.Hash {
 					fmt.Fprintf(stdout, "%s keeps the password of now\n", u.Name)
@@ -147,6 +158,11 @@ func keepOut(copied, now *BoltStore, stdout io.Writer) error {
 					if !slices.Contains(strings.Fields(was.Groups), group) {
 						fmt.Fprintf(stdout, "%s was taken out of %s since and stays out\n", u.Name, group)
 						u.Groups = withGroup(u.Groups, group, false)
+					}
+				}
+				for _, group := range strings.Fields(was.Groups) {
+					if !slices.Contains(strings.Fields(u.Groups), group) {
+						fmt.Fprintf(stdout, "%s was put into %s since and is out of it\n", u.Name, group)
 					}
 				}
 				if err := putFactors(tx, u.Name, factors[u.Name]); err != nil {
@@ -171,6 +187,19 @@ func keepOut(copied, now *BoltStore, stdout io.Writer) error {
 				if err := drop(tx, kindToken, t.Key); err != nil {
 					return err
 				}
+			}
+		}
+		for _, t := range kept {
+			if !had[t.Key] {
+				fmt.Fprintf(stdout, "the token %s of %s was made since and is gone\n", printable(t.Name), t.User)
+			}
+		}
+		for _, act := range done {
+			if told[act] {
+				continue
+			}
+			if err := record(tx, act); err != nil {
+				return err
 			}
 		}
 		return nil

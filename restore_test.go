@@ -69,6 +69,10 @@ func TestRestoreLetsNobodyIn(t *testing.T) {
 	change("legolas", Factors{})
 	s.printed("token remove", gone.ID)
 	s.printed("user add", "eowyn")
+	s.printed("user group add", "gimli", "dev")
+	s.printed("token add", "frodo", "new")
+	done, err := s.store.acts("")
+	noErr(t, err)
 
 	s, said := s.restored(path)
 	lines := strings.SplitAfter(said, "\n")
@@ -76,12 +80,14 @@ func TestRestoreLetsNobodyIn(t *testing.T) {
 	want := `
 bilbo was taken out of ops since and stays out
 eowyn was added since and is gone
+gimli was put into dev since and is out of it
 merry was removed since and comes back disabled: ringward user enable merry
 pippin was removed since and comes back disabled: ringward user enable pippin
 restored: ` + path + `; everybody has to log in again
 rosie keeps the password of now
+sam was disabled since and stays disabled
 `
-	if got := before + old[strings.Index(old, "\n")+1:]; got != want[1:]+"the token gone of frodo was removed since and stays out\n" {
+	if got := before + old[strings.Index(old, "\n")+1:]; got != want[1:]+"the token gone of frodo was removed since and stays out\nthe token new of frodo was made since and is gone\n" {
 		t.Errorf("it says\n%s", said)
 	}
 	disabled := map[string]bool{}
@@ -110,6 +116,9 @@ rosie keeps the password of now
 	acts, err := s.store.acts("")
 	if noErr(t, err); acts[len(acts)-2].What != "restored" || acts[len(acts)-2].By != "operator" { // then the login
 		t.Errorf("the last acts: %+v", acts[len(acts)-2:])
+	}
+	if !slices.Equal(acts[:len(acts)-2], done) {
+		t.Errorf("of what was done before,\n%+v\nthere is\n%+v", done, acts)
 	}
 
 	old = strings.TrimSpace(old[:strings.Index(old, "\n")])
