@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -145,11 +146,6 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	if c.toolsFile != "" && upstream != "" {
 		return c, nil, usagef("-tools is in place of -proxy: one of them")
 	}
-	if c.toolsFile != "" && (len(words) == 0 || words[0] == "access" || words[0] == "doctor") {
-		if c.tools, err = readTools(c.toolsFile, c.proxyTimeout); err != nil {
-			return c, nil, usagef("-tools: %w", err)
-		}
-	}
 	if c.trusted, err = prefixes(trusted); err != nil {
 		return c, nil, err
 	}
@@ -161,6 +157,11 @@ func parseConfig(args []string) (c config, words []string, err error) {
 	}
 	if c.cookieDomain != "" && !under(c.public.Hostname(), c.cookieDomain) {
 		return c, nil, usagef("-public-url %s is not under -cookie-domain %s: no browser would keep the cookie", c.public, c.cookieDomain)
+	}
+	if c.toolsFile != "" && (len(words) == 0 || words[0] == "access" || words[0] == "doctor") {
+		if c.tools, err = c.readTools(); err != nil {
+			return c, nil, usagef("-tools: %w", err)
+		}
 	}
 	if (c.tlsCert == "") != (c.tlsKey == "") {
 		return c, nil, usagef("-tls-cert and -tls-key go together")
@@ -175,6 +176,18 @@ func parseConfig(args []string) (c config, words []string, err error) {
 		}
 	}
 	return c, words, nil
+}
+
+// readTools reads the tools file, of which each host gets the cookie of a login
+// at the public address.
+func (c config) readTools() (Tools, error) {
+	tools, err := readTools(c.toolsFile, c.proxyTimeout)
+	for host := range tools {
+		if c.public != nil && host != c.public.Hostname() && (c.cookieDomain == "" || !under(host, c.cookieDomain)) {
+			return nil, fmt.Errorf("the login at %s is for %s too only with a -cookie-domain above both", c.public, host)
+		}
+	}
+	return tools, err
 }
 
 // durationVar is DurationVar that says what a duration looks like.

@@ -176,21 +176,24 @@ func serve(ctx context.Context, c config, keys []string, stderr io.Writer) (err 
 		go func() { defer close(commands); program.operator.serveCommands(socket) }()
 	}
 	reload := func() {
+		var err, err2 error
 		if c.tlsCert != "" {
-			if pair, err := tls.LoadX509KeyPair(c.tlsCert, c.tlsKey); err != nil {
-				log.Error("certificate not read again", "error", err)
-			} else {
+			var pair tls.Certificate
+			if pair, err = tls.LoadX509KeyPair(c.tlsCert, c.tlsKey); err == nil {
 				certificate.Store(&pair)
 			}
 		}
 		if c.toolsFile != "" {
-			if tools, err := readTools(c.toolsFile, c.proxyTimeout); err != nil {
-				log.Error("tools not read again", "error", err)
-			} else {
+			var tools Tools
+			if tools, err2 = c.readTools(); err2 == nil {
 				program.gateway.setTools(tools)
 			}
 		}
-		log.Info("reload")
+		if err := errors.Join(err, err2); err != nil {
+			log.Error("not read again", "error", err)
+		} else {
+			log.Info("reload")
+		}
 	}
 	working, stopWorking := context.WithCancel(ctx)
 	stopped := make(chan struct{})

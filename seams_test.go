@@ -249,6 +249,7 @@ func TestCookieOfAnotherName(t *testing.T) {
 
 // Flags with which nobody could log in, or which mean something else than they say.
 func TestFlagsThatWouldLoop(t *testing.T) {
+	tools := toolsFile(t, "wiki.example.com -\nwiki.example.org -\n")
 	for args, says := range map[string][]string{
 		"-cookie-domain example.com":                                     {"-cookie-domain", "-public-url"},
 		"-cookie-domain example.com -public-url http://auth.example.com": {"-cookie-domain", "https"},
@@ -263,7 +264,9 @@ func TestFlagsThatWouldLoop(t *testing.T) {
 		"-user-header a:b":                                               {"-user-header"},
 		"-hsts -1":                                                       {"-hsts"},
 		"-proxy-timeout 0s":                                              {"-proxy-timeout"},
-		"-session-idle 5":                                                {"-session-idle", "24h"},
+		"-public-url https://auth.example.com -tools " + tools:           {"-tools", "wiki.example.", "-cookie-domain"},
+		"-public-url https://auth.example.com -cookie-domain example.com -tools " + tools: {"-tools", "wiki.example.org", "-cookie-domain"},
+		"-session-idle 5": {"-session-idle", "24h"},
 	} {
 		words := strings.Fields(args)
 		if strings.Contains(args, "|") {

@@ -190,6 +190,7 @@ func (g *Gateway) decide(r *http.Request, tool *Tool, now time.Time) (Login, err
 		l, err = g.auth.check(r, now)
 	}
 	if err == nil && !tool.admits(l.User) {
+		g.auth.seen(r, l.User.Name)
 		err = &refusal{http.StatusForbidden, "Not for you", "this needs a group that you are not in", 0}
 	}
 	return l, err

@@ -143,7 +143,7 @@ func TestReload(t *testing.T) {
 
 	write("tools", "localhost "+tool.URL+"\nwiki.example.com http://127.0.0.1:3000/wiki\n")
 	s.reload()
-	s.says(`msg="tools not read again" error="tools, line 2: the upstream is like .*"`)
+	s.says(`msg="not read again" error="tools, line 2: the upstream is like .*"`)
 	for _, host := range []string{"127.0.0.1", "localhost"} {
 		if got := status(host); got != 200 {
 			t.Errorf("%s, after a file with a mistake: %d", host, got)
@@ -174,7 +174,7 @@ func TestReload(t *testing.T) {
 	}
 	write("cert.pem", "nonsense")
 	s.reload()
-	s.says(`msg="certificate not read again" error=.*`)
+	s.says(`msg="not read again" error=.*`)
 	if served() != second {
 		t.Error("a certificate with a mistake took the old one away")
 	}
