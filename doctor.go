@@ -172,6 +172,8 @@ func (d *doctor) ask(method, path, body string, headers ...string) (got reply) {
 		if w, err = d.client.Do(r); err == nil {
 			defer w.Body.Close()
 			got.Response = w
+		} else {
+			err = fmt.Errorf("%s: %w", d.url, errors.Unwrap(err)) // of a url.Error, which would name the path alone
 		}
 	}
 	if err == nil && got.StatusCode != http.StatusSwitchingProtocols {
@@ -208,13 +210,13 @@ func (d *doctor) asStranger() bool {
 		return false
 	}
 	d.check(w.StatusCode == http.StatusUnauthorized, "a stranger gets 401", "a stranger gets %s, not 401: %s", w.Status, mendVerify)
-	w = d.ask("GET", "/doctor?x=1", "", "Accept", "text/html", "Sec-Fetch-Mode", "navigate")
+	w = d.ask("GET", "/?doctor", "", "Accept", "text/html", "Sec-Fetch-Mode", "navigate")
 	login, err := w.Location()
 	if err != nil || w.StatusCode != http.StatusSeeOther {
 		d.check(false, "", "a browser gets %s, not the login page: nginx: error_page 401 = @login; Caddy and HAProxy: ask /auth/verify?redirect", w.Status)
 	} else {
 		next, err := url.Parse(login.Query().Get("next"))
-		d.check(err == nil && (next.Host == "" || next.Host == d.url.Host) && next.Path == "/doctor", "a browser is sent to the login page and comes back",
+		d.check(err == nil && (next.Host == "" || next.Host == d.url.Host) && next.RequestURI() == "/?doctor", "a browser is sent to the login page and comes back",
 			"after the login a browser would come to %q, not back to %s: "+mendHost, login.Query().Get("next"), d.url)
 	}
 	return d.err == nil

@@ -42,15 +42,17 @@ func standIn(t *testing.T) (addr string) {
 	return found[1]
 }
 
-// examined runs doctor on a server before the stand-in.
+// examined runs doctor on a server before the stand-in, or with "none" before no tool.
 func examined(t *testing.T, tools string, flags ...string) string {
 	t.Helper()
 	t.Setenv("SECRET_KEY", testKey)
 	t.Chdir(t.TempDir())
 	upstream := "http://" + standIn(t)
-	if tools == "" {
+	switch tools {
+	case "none":
+	case "":
 		flags = append(flags, "-proxy", upstream)
-	} else {
+	default:
 		noErr(t, os.WriteFile("tools", []byte(strings.ReplaceAll(tools, "UPSTREAM", upstream)), 0o600))
 		flags = append(flags, "-tools", "tools")
 	}
@@ -89,6 +91,22 @@ func TestDoctorFindsNothingInFrontOfATool(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestDoctorWithoutATool(t *testing.T) {
+	if said := examined(t, "none"); strings.Contains(said, "WRONG") || !strings.Contains(said, "a browser is sent to the login page and comes back") {
+		t.Error(said)
+	}
+}
+
+func TestDoctorSaysWhatItCannotReach(t *testing.T) {
+	t.Setenv("SECRET_KEY", testKey)
+	s := inFolder(t)
+	s.store.Close()
+	err := examine(t.Context(), testConfig(t, "-db", s.path), []string{"http://localhost:1"}, io.Discard) // where nobody listens
+	if err == nil || !strings.HasPrefix(err.Error(), "http://localhost:1: dial tcp ") {
+		t.Error(err)
 	}
 }
 
