@@ -170,6 +170,7 @@ func inspect(path string) error {
 // an error here.
 func openBolt(path string, readOnly bool) (db *bolt.DB, file os.FileInfo, err error) {
 	var opened *os.File
+	magic := make([]byte, 4)
 	options := bolt.Options{
 		Timeout:      time.Second, // 0 would wait for ever
 		ReadOnly:     readOnly,
@@ -177,6 +178,7 @@ func openBolt(path string, readOnly bool) (db *bolt.DB, file os.FileInfo, err er
 		NoStatistics: true,
 		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
 			opened, err = os.OpenFile(path, flag&^os.O_CREATE, mode)
+			opened.ReadAt(magic, 16) // of the first page; bbolt does not look there in a short file
 			return opened, err
 		},
 	}
@@ -199,7 +201,10 @@ func openBolt(path string, readOnly bool) (db *bolt.DB, file os.FileInfo, err er
 		err = fmt.Errorf("%s %w", path, errInUse)
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch):
 		err = fmt.Errorf("%s is not a ringward database", path)
-	case !errors.As(err, &system):
+	case errors.As(err, &system):
+	case string(magic) != "\xed\xda\x0c\xed":
+		err = fmt.Errorf("%s is not a ringward database", path)
+	default:
 		err = fmt.Errorf("%s is damaged or not a whole ringward database: restore a backup (%w)", path, err)
 	}
 	return db, file, err

@@ -100,6 +100,18 @@ func TestOpenRefuses(t *testing.T) {
 			says string
 		}{content(whole[:size]), map[bool]string{true: "is truncated", false: ""}[size >= 4*page]}
 	}
+	for _, size := range []int{page, 2*page - 1} {
+		tests[fmt.Sprintf("cut to %d", size)] = struct {
+			make func(t *testing.T, path string)
+			says string
+		}{content(whole[:size]), "is damaged or not a whole ringward database: restore a backup"}
+	}
+	for _, size := range []int{100, 1024, page - 1, page, page + 1, 2*page - 1, 2 * page} {
+		tests[fmt.Sprintf("text of %d", size)] = struct {
+			make func(t *testing.T, path string)
+			says string
+		}{content(bytes.Repeat([]byte("x"), size)), "is not a ringward database"}
+	}
 	for name, test := range tests {
 		run := func(t *testing.T) {
 			folder := t.TempDir()
