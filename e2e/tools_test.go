@@ -20,7 +20,10 @@ import (
 // reload sends SIGHUP and waits until it has been done.
 func (s *server) reload() {
 	s.Helper()
-	done := func() int { return strings.Count(s.log.String(), " msg=reload") }
+	done := func() int {
+		log := s.log.String()
+		return strings.Count(log, " msg=reload") + strings.Count(log, ` msg="not read again"`)
+	}
 	before := done()
 	s.cmd.Process.Signal(syscall.SIGHUP)
 	eventually(s.T, func() bool { return done() > before })
