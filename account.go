@@ -90,7 +90,7 @@ func (a *Account) handlePassword(w http.ResponseWriter, r *http.Request) {
 	}
 	now := time.Now()
 	s, id := a.newSession(l.User.Name, r, now)
-	err := a.withPassword(r, l.User.Name, current, a.throttle.session(l.Session.Key), func(u User) error {
+	err := a.withPassword(r, l.User.Name, current, a.throttle.sessionLimits(l.Session.Key), func(u User) error {
 		hash, err := a.hashPassword(r.Context(), chosen)
 		if err == nil {
 			err = recording(a.accounts, act(r, "password set", u.Name)).setPassword(u, hash, s)
@@ -116,7 +116,7 @@ const proofLife = 5 * time.Minute
 // page of a tool on the same host, which has the session too. It is a signature
 // that the page keeps in its memory.
 func (a *Account) confirmByPassword(w http.ResponseWriter, r *http.Request, l Login, password string) {
-	err := a.withPassword(r, l.User.Name, password, a.throttle.session(l.Session.Key), func(User) error { return nil })
+	err := a.withPassword(r, l.User.Name, password, a.throttle.sessionLimits(l.Session.Key), func(User) error { return nil })
 	if err != nil {
 		a.fail(w, r, err, http.StatusForbidden, wrongCurrent)
 		return

@@ -203,18 +203,18 @@ type Operator struct {
 	*Auth
 	store     adminStore
 	minLength int    // of new passwords, in characters
-	base      string // where our own paths begin for browsers, for invite links
+	authURL   string // where our own paths begin for browsers, for invite links
 	tools     func() Tools
 }
 
-// request is one command, as it goes to the server.
-type request struct {
+// commandCall is one command, as it goes to the server.
+type commandCall struct {
 	Command  string   // "user add"
 	Args     []string // NAME
 	JSON     bool     // print JSON
 	Input    []byte   // a password or a file; nil: none was asked for
 	Progress bool     // print how far it is, over and over on one line
-	Base     string   // where our own paths begin for browsers, if the command was told; or ""
+	AuthURL  string   // where our own paths begin for browsers, if the command was told; or ""
 }
 
 func (o *Operator) logDone(what, name string) { o.Log.Info(what, "user", name, "by", "operator") }
@@ -228,8 +228,8 @@ func (o *Operator) act(what, name string) Act {
 func (o *Operator) doing(what, name string) adminStore { return recording(o.store, o.act(what, name)) }
 
 // onUser is a command that does one thing to the user that it names.
-func onUser(done string, do func(o *Operator, store adminStore, u User) error) func(*Operator, request, io.Writer) error {
-	return func(o *Operator, r request, out io.Writer) error {
+func onUser(done string, do func(o *Operator, store adminStore, u User) error) func(*Operator, commandCall, io.Writer) error {
+	return func(o *Operator, r commandCall, out io.Writer) error {
 		u, err := o.user(r.Args)
 		if err == nil {
 			err = do(o, o.doing(done, u.Name), u)
@@ -284,7 +284,7 @@ func (o *Operator) filter(args []string) (string, error) {
 }
 
 // userAdd makes an invite too, unless it is given a password.
-func (o *Operator) userAdd(r request, out io.Writer) error {
+func (o *Operator) userAdd(r commandCall, out io.Writer) error {
 	name, err := userName(r.Args)
 	if err != nil {
 		return err
@@ -311,7 +311,7 @@ func (o *Operator) userAdd(r request, out io.Writer) error {
 	return say(out, "user added", name)
 }
 
-func (o *Operator) userInvite(r request, out io.Writer) error {
+func (o *Operator) userInvite(r commandCall, out io.Writer) error {
 	u, err := o.user(r.Args)
 	if err != nil {
 		return err
@@ -319,8 +319,8 @@ func (o *Operator) userInvite(r request, out io.Writer) error {
 	return o.printInvite(u, r, out)
 }
 
-func (o *Operator) printInvite(u User, r request, out io.Writer) error {
-	link, err := o.invite(u, r.Base)
+func (o *Operator) printInvite(u User, r commandCall, out io.Writer) error {
+	link, err := o.invite(u, r.AuthURL)
 	if errors.Is(err, fs.ErrNotExist) {
 		return errInput(u.Name + " is disabled")
 	}
@@ -338,7 +338,7 @@ func (o *Operator) invite(u User, base string) (link string, err error) {
 		return "", err
 	}
 	o.logDone("invite made", u.Name)
-	return cmp.Or(base, o.base) + "/invite#" + secret, nil
+	return cmp.Or(base, o.authURL) + "/invite#" + secret, nil
 }
 
 type userView struct {
@@ -349,7 +349,7 @@ type userView struct {
 	Groups   []string  `json:"groups"`
 }
 
-func (o *Operator) userList(r request, out io.Writer) error {
+func (o *Operator) userList(r commandCall, out io.Writer) error {
 	all, err := o.store.users()
 	factors, failed := o.store.everybodysFactors()
 	err = cmp.Or(err, failed)
@@ -370,8 +370,8 @@ func (o *Operator) userList(r request, out io.Writer) error {
 }
 
 // group is a command that puts a user into a group, or takes them out of it.
-func group(done string, in bool) func(*Operator, request, io.Writer) error {
-	return func(o *Operator, r request, out io.Writer) error {
+func group(done string, in bool) func(*Operator, commandCall, io.Writer) error {
+	return func(o *Operator, r commandCall, out io.Writer) error {
 		name := r.Args[1]
 		if !isGroup(name) {
 			return errInput("A group is " + groupRule)
@@ -391,10 +391,10 @@ func (f Factors) names() []string {
 
 // resetFactors takes all factors from a user, and ends sessions and tokens.
 func (o *Operator) resetFactors(store adminStore, u User) error {
-	return store.changeFactors(u, func(f *Factors) error { *f = Factors{}; return nil }, sessionsAfter{ends: []kind{kindSession, kindToken}})
+	return store.changeFactors(u, func(f *Factors) error { *f = Factors{}; return nil }, sessionsAfter{endKinds: []kind{kindSession, kindToken}})
 }
 
-func (o *Operator) sessionList(r request, out io.Writer) error {
+func (o *Operator) sessionList(r commandCall, out io.Writer) error {
 	name, err := o.filter(r.Args)
 	if err != nil {
 		return err
@@ -415,7 +415,7 @@ func (o *Operator) sessionList(r request, out io.Writer) error {
 }
 
 // endAll is for one user, or for all.
-func (o *Operator) endAll(r request, out io.Writer) error {
+func (o *Operator) endAll(r commandCall, out io.Writer) error {
 	name, err := o.filter(r.Args)
 	if err == nil {
 		err = o.doing("all sessions ended", name).endUserSessions(name)
@@ -427,7 +427,7 @@ func (o *Operator) endAll(r request, out io.Writer) error {
 	return say(out, "all sessions ended", cmp.Or(name, "everybody"))
 }
 
-func (o *Operator) sessionEnd(r request, out io.Writer) error {
+func (o *Operator) sessionEnd(r commandCall, out io.Writer) error {
 	s, err := o.store.findSession(r.Args[0], time.Now())
 	if err == nil {
 		err = o.doing("session ended", s.User).endSessions(s.Key)
@@ -441,7 +441,7 @@ func (o *Operator) sessionEnd(r request, out io.Writer) error {
 	return say(out, "session ended", r.Args[0])
 }
 
-func (o *Operator) tokenAdd(r request, out io.Writer) error {
+func (o *Operator) tokenAdd(r commandCall, out io.Writer) error {
 	u, err := o.user(r.Args)
 	if err != nil {
 		return err
@@ -462,7 +462,7 @@ func (o *Operator) tokenAdd(r request, out io.Writer) error {
 	return err
 }
 
-func (o *Operator) tokenList(r request, out io.Writer) error {
+func (o *Operator) tokenList(r commandCall, out io.Writer) error {
 	name, err := o.filter(r.Args)
 	if err != nil {
 		return err
@@ -482,7 +482,7 @@ func (o *Operator) tokenList(r request, out io.Writer) error {
 	})
 }
 
-func (o *Operator) tokenRemove(r request, out io.Writer) error {
+func (o *Operator) tokenRemove(r commandCall, out io.Writer) error {
 	all, err := o.store.tokens("")
 	if err != nil {
 		return err
@@ -525,7 +525,7 @@ func stamp(t *time.Time) string {
 	return t.UTC().Format(time.RFC3339)
 }
 
-func (o *Operator) backup(r request, out io.Writer) error {
+func (o *Operator) backup(r commandCall, out io.Writer) error {
 	if err := o.store.backup(out); err != nil {
 		return err
 	}

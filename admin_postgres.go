@@ -183,10 +183,10 @@ func (p *pgStore) changeFactors(was User, change func(*Factors) error, after ses
 			c.err = change(&has)
 		}
 		c.putFactors(was.Name, has)
-		for _, kd := range after.ends {
+		for _, kd := range after.endKinds {
 			c.deleteOwned(was.Name, string(bucketOf[kd]))
 		}
-		c.endSessions(after.over)
+		c.endSessions(after.ends)
 		c.startSession(after.start)
 	})
 }

@@ -24,14 +24,14 @@ import (
 // command runs one, as a server does it, and returns what it prints.
 func (s *accountServer) command(words string, args ...string) (string, error) {
 	var out bytes.Buffer
-	err := s.operator.run(request{Command: words, Args: args}, &out)
+	err := s.operator.run(commandCall{Command: words, Args: args}, &out)
 	return out.String(), err
 }
 
 // imports runs user import.
 func (s *accountServer) imports(file string) (string, error) {
 	var out bytes.Buffer
-	err := s.operator.run(request{Command: "user import", Args: []string{"FILE"}, Input: []byte(file)}, &out)
+	err := s.operator.run(commandCall{Command: "user import", Args: []string{"FILE"}, Input: []byte(file)}, &out)
 	return out.String(), err
 }
 
@@ -279,7 +279,7 @@ func TestBackupUnderLoad(t *testing.T) {
 		}
 		reader, writer := io.Pipe()
 		go func() {
-			writer.CloseWithError(s.operator.run(request{Command: "backup", Args: []string{"FILE"}}, writer))
+			writer.CloseWithError(s.operator.run(commandCall{Command: "backup", Args: []string{"FILE"}}, writer))
 		}()
 		copied := make([]byte, 1)
 		if _, err := io.ReadFull(reader, copied); err != nil {
@@ -332,7 +332,7 @@ func TestNothingSecretIsKept(t *testing.T) {
 	}
 	cookie := s.enter("sam", testPassword)
 	s.want(http.StatusNoContent, nil, "PUT", "/auth/password", `{"current":"`+testPassword+`","new":"`+newPassword+`"}`, "Cookie", cookie)
-	if err := s.operator.run(request{Command: "user add", Args: []string{"merry"}, Input: []byte(ofOperator)}, io.Discard); err != nil {
+	if err := s.operator.run(commandCall{Command: "user add", Args: []string{"merry"}, Input: []byte(ofOperator)}, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	copied := []byte(s.printed("backup", "FILE"))
@@ -360,30 +360,30 @@ func TestOperatorsAudit(t *testing.T) {
 	var own []sessionView
 	s.want(http.StatusOK, &own, "GET", "/auth/sessions", "", "Cookie", cookie)
 	for _, act := range []struct {
-		request
+		commandCall
 		user  string
 		lines []string
 	}{
-		{request{Command: "user add", Args: []string{"Merry"}}, "merry", []string{"user added", "invite made"}},
-		{request{Command: "user add", Args: []string{"pippin"}, Input: []byte(newPassword)}, "pippin", []string{"user added", "password set"}},
-		{request{Command: "user import", Args: []string{"FILE"}, Input: []byte(htpasswdLine("rosie"))}, "rosie", []string{"user added"}},
-		{request{Command: "user invite", Args: []string{"Frodo"}}, "frodo", []string{"invite made"}},
-		{request{Command: "token add", Args: []string{"frodo", "y"}}, "frodo", []string{"token made"}},
-		{request{Command: "token remove", Args: []string{token.ID}}, "frodo", []string{"token removed"}},
-		{request{Command: "session end", Args: []string{own[0].ID}}, "frodo", []string{"session ended"}},
-		{request{Command: "session end-all", Args: []string{"Frodo"}}, "frodo", []string{"all sessions ended"}},
-		{request{Command: "user unlock", Args: []string{"Frodo"}}, "frodo", []string{"user unlocked"}},
-		{request{Command: "user disable", Args: []string{"Frodo"}}, "frodo", []string{"user disabled"}},
-		{request{Command: "user enable", Args: []string{"Frodo"}}, "frodo", []string{"user enabled"}},
-		{request{Command: "user remove", Args: []string{"Frodo"}}, "frodo", []string{"user removed"}},
-		{request{Command: "backup", Args: []string{"FILE"}}, "", []string{"backup made"}},
-		{request{Command: "user list"}, "", nil},
-		{request{Command: "session list"}, "", nil},
-		{request{Command: "token list"}, "", nil},
+		{commandCall{Command: "user add", Args: []string{"Merry"}}, "merry", []string{"user added", "invite made"}},
+		{commandCall{Command: "user add", Args: []string{"pippin"}, Input: []byte(newPassword)}, "pippin", []string{"user added", "password set"}},
+		{commandCall{Command: "user import", Args: []string{"FILE"}, Input: []byte(htpasswdLine("rosie"))}, "rosie", []string{"user added"}},
+		{commandCall{Command: "user invite", Args: []string{"Frodo"}}, "frodo", []string{"invite made"}},
+		{commandCall{Command: "token add", Args: []string{"frodo", "y"}}, "frodo", []string{"token made"}},
+		{commandCall{Command: "token remove", Args: []string{token.ID}}, "frodo", []string{"token removed"}},
+		{commandCall{Command: "session end", Args: []string{own[0].ID}}, "frodo", []string{"session ended"}},
+		{commandCall{Command: "session end-all", Args: []string{"Frodo"}}, "frodo", []string{"all sessions ended"}},
+		{commandCall{Command: "user unlock", Args: []string{"Frodo"}}, "frodo", []string{"user unlocked"}},
+		{commandCall{Command: "user disable", Args: []string{"Frodo"}}, "frodo", []string{"user disabled"}},
+		{commandCall{Command: "user enable", Args: []string{"Frodo"}}, "frodo", []string{"user enabled"}},
+		{commandCall{Command: "user remove", Args: []string{"Frodo"}}, "frodo", []string{"user removed"}},
+		{commandCall{Command: "backup", Args: []string{"FILE"}}, "", []string{"backup made"}},
+		{commandCall{Command: "user list"}, "", nil},
+		{commandCall{Command: "session list"}, "", nil},
+		{commandCall{Command: "token list"}, "", nil},
 	} {
 		s.log.Reset()
 		var out bytes.Buffer
-		if err := s.operator.run(act.request, &out); err != nil {
+		if err := s.operator.run(act.commandCall, &out); err != nil {
 			t.Errorf("%s: %v", act.Command, err)
 		}
 		var got []string
@@ -424,7 +424,7 @@ func TestOperatorsLists(t *testing.T) {
 		for _, what := range []string{"session", "token"} {
 			var all []struct{ Username, Name, UserAgent string }
 			var out bytes.Buffer
-			err := s.operator.run(request{Command: what + " list", Args: c.of, JSON: true}, &out)
+			err := s.operator.run(commandCall{Command: what + " list", Args: c.of, JSON: true}, &out)
 			if err := errors.Join(err, json.Unmarshal(out.Bytes(), &all)); err != nil {
 				t.Fatal(err)
 			}
@@ -455,7 +455,7 @@ func TestCommandsWithoutTheirStore(t *testing.T) {
 	s.store.Close()
 	for _, c := range commands {
 		var out bytes.Buffer
-		err := s.operator.run(request{Command: c.words, Args: []string{"frodo", "x"}[:len(strings.Fields(c.args))], Input: []byte(htpasswdLine("rosie"))}, &out)
+		err := s.operator.run(commandCall{Command: c.words, Args: []string{"frodo", "x"}[:len(strings.Fields(c.args))], Input: []byte(htpasswdLine("rosie"))}, &out)
 		if err == nil || errors.As(err, new(errInput)) || out.Len() > 0 {
 			t.Errorf("%s: got %q, %v", c.words, out.String(), err)
 		}

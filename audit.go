@@ -40,7 +40,7 @@ type actView struct {
 }
 
 // auditList also finds users who are there no more.
-func (o *Operator) auditList(r request, out io.Writer) error {
+func (o *Operator) auditList(r commandCall, out io.Writer) error {
 	name := ""
 	if len(r.Args) > 0 {
 		var err error
@@ -70,7 +70,7 @@ type accessView struct {
 
 // access lists who can get in, to all or to one tool, and how. Who is disabled,
 // or has nothing to get in with, is not in it.
-func (o *Operator) access(r request, out io.Writer) error {
+func (o *Operator) access(r commandCall, out io.Writer) error {
 	tool := &Tool{}
 	if len(r.Args) > 0 {
 		if tool = o.tools().find(r.Args[0]); tool == nil {

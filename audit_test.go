@@ -102,7 +102,7 @@ func (a *actors) api(method, path, body string) int {
 }
 
 // run is a command, as a status.
-func (a *actors) run(r request) int {
+func (a *actors) run(r commandCall) int {
 	var out bytes.Buffer
 	if err := a.operator.run(r, &out); err != nil {
 		a.Log(r.Command, err)
@@ -112,7 +112,7 @@ func (a *actors) run(r request) int {
 }
 
 func operates(words string, args ...string) func(*actors) int {
-	return func(a *actors) int { return a.run(request{Command: words, Args: args}) }
+	return func(a *actors) int { return a.run(commandCall{Command: words, Args: args}) }
 }
 
 // pending begins sam's login.
@@ -197,10 +197,10 @@ var everyAct = []struct {
 		return a.api("DELETE", "/auth/passkeys/"+Key(sha256.Sum256(raw)).handle(), "")
 	}},
 	{"user added", "merry", "operator", func(a *actors) int {
-		return a.run(request{Command: "user add", Args: []string{"Merry"}, Input: []byte(newPassword)})
+		return a.run(commandCall{Command: "user add", Args: []string{"Merry"}, Input: []byte(newPassword)})
 	}},
 	{"user added", "rosie", "operator", func(a *actors) int {
-		return a.run(request{Command: "user import", Args: []string{"FILE"}, Input: []byte(htpasswdLine("rosie"))})
+		return a.run(commandCall{Command: "user import", Args: []string{"FILE"}, Input: []byte(htpasswdLine("rosie"))})
 	}},
 	{"invite made", "frodo", "operator", operates("user invite", "Frodo")},
 	{"user removed", "frodo", "operator", operates("user remove", "Frodo")},
@@ -371,7 +371,7 @@ func TestAuditIsBounded(t *testing.T) {
 		}
 	}
 	a.want(http.StatusUnauthorized, nil, "POST", "/auth/session/code", textOf("pending", a.pending(), "code", "000000"))
-	a.run(request{Command: "user remove", Args: []string{"nobody"}})
+	a.run(commandCall{Command: "user remove", Args: []string{"nobody"}})
 	if all, err := a.all.acts(""); err != nil || !slices.Equal(all, full) {
 		t.Errorf("the record changed: %d entries, the last %+v, %v", len(all), all[len(all)-1], err)
 	}
@@ -385,7 +385,7 @@ func TestAuditList(t *testing.T) {
 	list := func(args ...string) (all []actView) {
 		t.Helper()
 		var out bytes.Buffer
-		noErr(t, s.operator.run(request{Command: "audit", Args: args, JSON: true}, &out))
+		noErr(t, s.operator.run(commandCall{Command: "audit", Args: args, JSON: true}, &out))
 		noErr(t, json.Unmarshal(out.Bytes(), &all))
 		for i := range all {
 			if since := time.Since(all[i].At); since < 0 || since > time.Minute {
@@ -477,7 +477,7 @@ func TestAccess(t *testing.T) {
 			args = []string{host}
 		}
 		var out bytes.Buffer
-		err := s.operator.run(request{Command: "access", Args: args, JSON: true}, &out)
+		err := s.operator.run(commandCall{Command: "access", Args: args, JSON: true}, &out)
 		if want == nil {
 			if err == nil || !strings.Contains(err.Error(), "There is no tool "+host) {
 				t.Errorf("%s: %v", host, err)

@@ -58,8 +58,8 @@ type Auth struct {
 
 // secondFactor is what a right password may lead to besides a session.
 type secondFactor interface {
-	// next returns what to respond in place of a session, or nil.
-	next(u User, now time.Time) (any, error)
+	// pendingFor returns what to respond in place of a session, or nil.
+	pendingFor(u User, now time.Time) (any, error)
 }
 
 // minKey is the least length of a signing key in bytes, as long as its MAC
@@ -119,7 +119,7 @@ func (a *Auth) Login(w http.ResponseWriter, r *http.Request) {
 // fs.ErrNotExist, a refusal, or that the store failed.
 func (a *Auth) login(r *http.Request, username, password string) (s Session, id string, pending any, err error) {
 	name, _ := canonicalName(username)
-	err = a.withPassword(r, name, password, a.throttle.login(name, clientAddr(r)), func(u User) (err error) {
+	err = a.withPassword(r, name, password, a.throttle.loginLimits(name, clientAddr(r)), func(u User) (err error) {
 		hash := ""
 		if cost, err := bcrypt.Cost([]byte(u.Hash)); err == nil && cost < a.Cost {
 			if hash, err = a.hashPassword(r.Context(), password); err != nil {
@@ -129,7 +129,7 @@ func (a *Auth) login(r *http.Request, username, password string) (s Session, id 
 		if a.factor != nil {
 			changed := u // what is pending is bound to the hash as it will be kept
 			changed.Hash = cmp.Or(hash, u.Hash)
-			if pending, err = a.factor.next(changed, time.Now()); err != nil || pending != nil && hash == "" {
+			if pending, err = a.factor.pendingFor(changed, time.Now()); err != nil || pending != nil && hash == "" {
 				return err
 			} else if pending != nil {
 				return a.store.login(u, Session{}, nil, hash)
@@ -170,25 +170,25 @@ func (a *Auth) withPassword(r *http.Request, name, password string, limits []lim
 			return err
 		}
 		wait, by := a.throttle.begin(limits)
-		if wait > 0 && by == own && a.isIn(name, clientAddr(r)) {
-			limits = limits[:own]
+		if wait > 0 && by == userLimitAt && a.isIn(name, clientAddr(r)) {
+			limits = limits[:userLimitAt]
 			wait, _ = a.throttle.begin(limits)
 		}
 		if wait > 0 {
 			a.event(r, "login throttled", u.Name)
 			return &refusal{http.StatusTooManyRequests, "Too many wrong passwords, try again later", "", wait}
 		}
-		became := unused
+		became := tryUnused
 		err = a.throttle.hash(r.Context(), func() {
-			if became = wrong; a.matches(u, password) {
-				became = right
+			if became = tryWrong; a.matches(u, password) {
+				became = tryRight
 			}
 		})
 		a.throttle.end(limits, became)
 		if err != nil {
 			return err
 		}
-		if became == wrong {
+		if became == tryWrong {
 			a.event(r, "login failed", u.Name)
 			return fs.ErrNotExist
 		}

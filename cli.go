@@ -31,7 +31,7 @@ type command struct {
 	words string // "user add"
 	args  string // "NAME"; in brackets what may be left out
 	flag  string // "-json"; "": none
-	run   func(o *Operator, r request, out io.Writer) error
+	run   func(o *Operator, r commandCall, out io.Writer) error
 }
 
 var commands = []command{
@@ -111,9 +111,9 @@ func runCommand(ctx context.Context, c config, words []string, stdin io.Reader, 
 			return usagef("ringward %s does not have that flag; see ringward help", found.words)
 		}
 	}
-	r := request{Command: found.words, Args: args, JSON: c.asJSON}
+	r := commandCall{Command: found.words, Args: args, JSON: c.asJSON}
 	if c.public != nil {
-		r.Base = c.public.String() + c.prefix
+		r.AuthURL = c.public.String() + c.prefix
 	}
 	var err error
 	switch {
@@ -272,7 +272,7 @@ func healthcheck(c config) error {
 }
 
 // saveBackup gives the copy its name when it is whole.
-func saveBackup(ctx context.Context, c config, r request, stdout io.Writer) error {
+func saveBackup(ctx context.Context, c config, r commandCall, stdout io.Writer) error {
 	if isPostgres(c.db) { // whether or not it can be reached
 		return errors.New("a PostgreSQL database is backed up with pg_dump")
 	}

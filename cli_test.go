@@ -452,7 +452,7 @@ func TestBackupThatBreaksOff(t *testing.T) {
 func TestBackupOfPostgreSQL(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, db := range []string{"postgres://127.0.0.1:1/ringward", "postgresql://127.0.0.1:1/ringward"} { // away
-		err := saveBackup(t.Context(), config{db: db}, request{Command: "backup", Args: []string{"copy.db"}}, io.Discard)
+		err := saveBackup(t.Context(), config{db: db}, commandCall{Command: "backup", Args: []string{"copy.db"}}, io.Discard)
 		if exitCode(err) != 1 || !strings.Contains(err.Error(), "pg_dump") {
 			t.Errorf("%s: %v, want exit 1 and pg_dump", db, err)
 		}

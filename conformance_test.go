@@ -1017,7 +1017,7 @@ func (c conformed) testEverything() {
 		for round := range 5 {
 			name, other := names[(n+round)%2], names[(n+round+1)%2]
 			u, err := c.user(name)
-			if present(err) != nil {
+			if unlessAbsent(err) != nil {
 				return err
 			}
 			kept := newKey()
@@ -1038,7 +1038,7 @@ func (c conformed) testEverything() {
 				recording(c.fullStore, Act{At: now, User: name}).changeFactors(u, func(f *Factors) error {
 					f.Passkeys = []Passkey{newPasskey("laptop")}
 					return nil
-				}, sessionsAfter{ends: []kind{kindToken}, over: []Key{kept}, start: newSession(name, now)}),
+				}, sessionsAfter{endKinds: []kind{kindToken}, ends: []Key{kept}, start: newSession(name, now)}),
 			} {
 				if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errTooMany) {
 					return err
@@ -1269,23 +1269,23 @@ func (c conformed) testFactorSessions() {
 	token := c.addNewToken("frodo", "t")
 	fresh := newSession("frodo", noon)
 	nothing := func(*Factors) error { return nil }
-	c.must(c.changeFactors(frodo, nothing, sessionsAfter{over: []Key{first.Key, newKey()}, start: fresh}))
+	c.must(c.changeFactors(frodo, nothing, sessionsAfter{ends: []Key{first.Key, newKey()}, start: fresh}))
 	c.isLive("the one before", first.Key, noon, false)
 	c.isLive("another", second.Key, noon, true)
 	c.isLive("the fresh one", fresh.Key, noon, true)
 	c.is("a change that is refused", c.changeFactors(frodo, func(*Factors) error { return errTooMany },
-		sessionsAfter{ends: []kind{kindSession}, start: first}), errTooMany)
+		sessionsAfter{endKinds: []kind{kindSession}, start: first}), errTooMany)
 	c.isLive("after that", fresh.Key, noon, true)
 	c.isLive("what it would have started", first.Key, noon, false)
 	last := newSession("frodo", noon)
-	c.must(c.changeFactors(frodo, nothing, sessionsAfter{ends: []kind{kindSession}, start: last}))
+	c.must(c.changeFactors(frodo, nothing, sessionsAfter{endKinds: []kind{kindSession}, start: last}))
 	for _, s := range []Session{second, fresh} {
 		c.isLive("all of them", s.Key, noon, false)
 	}
 	c.isLive("the last", last.Key, noon, true)
 	_, _, err := c.token(token.Key, noon)
 	c.is("a token goes on", err, nil)
-	c.must(c.changeFactors(frodo, nothing, sessionsAfter{ends: []kind{kindSession, kindToken}}))
+	c.must(c.changeFactors(frodo, nothing, sessionsAfter{endKinds: []kind{kindSession, kindToken}}))
 	_, _, err = c.token(token.Key, noon)
 	c.is("until it is ended too", err, fs.ErrNotExist)
 	c.isLive("and the last", last.Key, noon, false)

@@ -137,7 +137,7 @@ func (d *doctor) inside() {
 
 // command runs one, also when we are told to stop: it may be the one that tidies up.
 func (d *doctor) command(out io.Writer, input []byte, words string, args ...string) {
-	err := perform(context.WithoutCancel(d.ctx), d.config, request{Command: words, Args: args, Input: input, JSON: true}, out)
+	err := perform(context.WithoutCancel(d.ctx), d.config, commandCall{Command: words, Args: args, Input: input, JSON: true}, out)
 	d.err = cmp.Or(d.err, err)
 }
 

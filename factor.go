@@ -35,9 +35,9 @@ type Factors struct {
 
 // sessionsAfter is what a change of factors means for who is logged in.
 type sessionsAfter struct {
-	ends  []kind  // of the user's records: all of them
-	over  []Key   // sessions
-	start Session // the zero Session starts nothing
+	endKinds []kind  // of the user's records: all of them
+	ends     []Key   // sessions
+	start    Session // the zero Session starts nothing
 }
 
 // factorStore is the part of the Store that this file needs, with the same
@@ -62,7 +62,7 @@ func getFactors(tx *bolt.Tx, user string) (f Factors, err error) {
 	if err == nil && json.Unmarshal([]byte(fields[0]), &f) != nil {
 		err = errDamaged
 	}
-	return f, present(err)
+	return f, unlessAbsent(err)
 }
 
 // putFactors also keeps the index of passkeys.
@@ -143,10 +143,10 @@ func (b *BoltStore) changeFactors(was User, change func(*Factors) error, after s
 		if err := putFactors(tx, was.Name, f); err != nil {
 			return err
 		}
-		if err := dropOwned(tx, was.Name, after.ends...); err != nil {
+		if err := dropOwned(tx, was.Name, after.endKinds...); err != nil {
 			return err
 		}
-		return startSession(tx, after.start, after.over...)
+		return startSession(tx, after.start, after.ends...)
 	})
 }
 
@@ -197,8 +197,8 @@ type pendingLogin struct {
 // none says whether nothing but the password is there.
 func (f Factors) none() bool { return f.Seed == "" && len(f.Passkeys) == 0 }
 
-// next is the secondFactor of Auth.
-func (f *Factor) next(u User, now time.Time) (any, error) {
+// pendingFor is the secondFactor of Auth.
+func (f *Factor) pendingFor(u User, now time.Time) (any, error) {
 	has, err := f.store.factors(u.Name)
 	if err != nil || has.Seed == "" && !f.required {
 		return nil, err
@@ -263,12 +263,12 @@ func (f *Factor) loginByCode(r *http.Request, pending, code string) (s Session, 
 	if err != nil {
 		return s, id, err
 	}
-	limits := f.throttle.codes(u.Name)
+	limits := f.throttle.codeLimits(u.Name)
 	if wait, _ := f.throttle.begin(limits); wait > 0 {
 		f.event(r, "login throttled", u.Name)
 		return s, id, &refusal{http.StatusTooManyRequests, "Too many wrong codes, try again later", "", wait}
 	}
-	became := unused
+	became := tryUnused
 	defer func() { f.throttle.end(limits, became) }()
 	hash := recoveryHash(u.Name, plainCode(code)) // counts also where the seed is lost
 	step, no := int64(0), error(fs.ErrNotExist)
@@ -296,13 +296,13 @@ func (f *Factor) loginByCode(r *http.Request, pending, code string) (s Session, 
 			return no
 		}
 		return nil
-	}, sessionsAfter{over: f.sessionKeys(r), start: s})
+	}, sessionsAfter{ends: f.sessionKeys(r), start: s})
 	switch {
 	case err == nil:
-		became = right
+		became = tryRight
 		f.event(r, "login ok", u.Name)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, seedLost):
-		became = wrong
+		became = tryWrong
 		f.event(r, "code wrong", u.Name)
 	}
 	return s, id, err
@@ -372,7 +372,7 @@ func (f *Factor) acceptApp(w http.ResponseWriter, r *http.Request, e enrolment, 
 		}
 		has.Seed, has.Created, has.Step, has.Codes = sealSeed(f.keys[0], e.Name, e.seed), now, step, hashes
 		return nil
-	}, sessionsAfter{ends: []kind{kindSession}, start: s})
+	}, sessionsAfter{endKinds: []kind{kindSession}, start: s})
 	if err != nil {
 		f.fail(w, r, err, pendingOver.status, pendingOver.title)
 		return

@@ -981,7 +981,7 @@ func FuzzPending(f *testing.F) {
 		f.Fatal(err)
 	}
 	now := time.Now()
-	next, err := p.factor.next(u, now)
+	next, err := p.factor.pendingFor(u, now)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 
 const importBatch = 200 // users whom one transaction adds: a few milliseconds
 
-func (o *Operator) userImport(r request, out io.Writer) error {
+func (o *Operator) userImport(r commandCall, out io.Writer) error {
 	var users []User
 	var lines []int // on which they stand
 	names, apps, refused := map[string]bool{}, map[string]Factors{}, map[int]string{}

@@ -171,7 +171,7 @@ func (a *Account) handleAcceptInvite(w http.ResponseWriter, r *http.Request) {
 	var pending any
 	if err == nil && a.factor != nil {
 		var no *refusal
-		if pending, err = a.factor.next(u, now); errors.As(err, &no) { // the password is set all the same: it is not what is refused
+		if pending, err = a.factor.pendingFor(u, now); errors.As(err, &no) { // the password is set all the same: it is not what is refused
 			pending, err = passkeyLogin{name, true}, nil
 		}
 	}

@@ -246,7 +246,7 @@ func newServer(h http.Handler, log *slog.Logger) *http.Server {
 		Handler:                      h,
 		ReadHeaderTimeout:            5 * time.Second,
 		ReadTimeout:                  15 * time.Second,
-		WriteTimeout:                 30 * time.Second, // longer than maxTurn
+		WriteTimeout:                 30 * time.Second, // longer than maxQueueWait
 		IdleTimeout:                  60 * time.Second,
 		MaxHeaderBytes:               12 << 10, // net/http adds 4 KiB
 		DisableGeneralOptionsHandler: true,
@@ -284,7 +284,7 @@ func keepUp(ctx context.Context, store Store, log *slog.Logger, metrics *Metrics
 func inviteFirst(operator *Operator, say func(string, ...any)) error {
 	link, err := operator.invite(User{}, "")
 	if err != nil { // fs.ErrNotExist: there are users
-		return present(err)
+		return unlessAbsent(err)
 	}
 	say("there are no users yet: who opens this link first chooses the first username and password (once, within 24 hours)")
 	say("%s", link)

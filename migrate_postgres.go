@@ -153,7 +153,7 @@ func (p *pgStore) migrate(from *BoltStore, now time.Time) (report string, err er
 			if err == nil && i.User != "" { // a server that finds no users makes new ones for the first
 				invites = append(invites, i)
 			}
-			return present(err)
+			return unlessAbsent(err)
 		})
 	})
 	if err == nil && ringIDs > 0 {

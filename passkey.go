@@ -313,7 +313,7 @@ func (f *Factor) handlePasskey(w http.ResponseWriter, r *http.Request) {
 	u, use, err := f.usePasskey(r, a, now)
 	s, id := f.newSession(u.Name, r, now)
 	if err == nil {
-		err = recording(f.store, act(r, "login ok", u.Name)).changeFactors(u, use, sessionsAfter{over: f.sessionKeys(r), start: s})
+		err = recording(f.store, act(r, "login ok", u.Name)).changeFactors(u, use, sessionsAfter{ends: f.sessionKeys(r), start: s})
 	}
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {

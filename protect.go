@@ -147,14 +147,14 @@ func under(host, domain string) bool {
 	return host == domain || strings.HasSuffix(host, "."+domain)
 }
 
-var token = regexp.MustCompile(`rw_[\w-]+`)
+var tokenText = regexp.MustCompile(`rw_[\w-]+`)
 
 // shownPath is the path for the log: cut, and escaped again, because JSON lets
 // through what is an end of line or a command to a terminal. Of our own paths
 // it is the route: in the path may be an invite, also one that was spelled wrong.
 func shownPath(r *http.Request, prefix string) string {
 	if !strings.HasPrefix(strings.ToLower(path.Clean(r.URL.Path)), strings.ToLower(prefix)+"/") {
-		shown := url.URL{Path: token.ReplaceAllString(cut(r.URL.Path, 200), "rw_...")}
+		shown := url.URL{Path: tokenText.ReplaceAllString(cut(r.URL.Path, 200), "rw_...")}
 		return shown.EscapedPath()
 	}
 	_, route, _ := strings.Cut(r.Pattern, " ")

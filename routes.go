@@ -60,14 +60,14 @@ func (p *program) routes(rings *Rings) http.Handler {
 	handle := func(pattern string, h http.Handler) {
 		mux.Handle(strings.Replace(pattern, "/auth", gateway.prefix, 1), h)
 	}
-	public := func(h http.HandlerFunc) http.Handler { return h }
+	anybody := func(h http.HandlerFunc) http.Handler { return h }
 	session := func(h http.HandlerFunc) http.Handler { return gateway.onPublicHost(account.requireSession(h)) }
 	proof := func(h http.HandlerFunc) http.Handler { return gateway.onPublicHost(account.requireProof(h)) }
 
-	handle("POST /auth/session", public(auth.Login))
-	handle("GET /auth/session", public(auth.WhoAmI))
-	handle("DELETE /auth/session", public(auth.Logout))
-	handle("POST /auth/session/code", public(factor.handleCode))
+	handle("POST /auth/session", anybody(auth.Login))
+	handle("GET /auth/session", anybody(auth.WhoAmI))
+	handle("DELETE /auth/session", anybody(auth.Logout))
+	handle("POST /auth/session/code", anybody(factor.handleCode))
 	handle("POST /auth/passkey/options", gateway.onPublicHost(http.HandlerFunc(factor.handleLoginOptions)))
 	handle("POST /auth/passkey", gateway.onPublicHost(http.HandlerFunc(factor.handlePasskey)))
 	handle("POST /auth/confirm", session(factor.handleConfirm))
@@ -86,10 +86,10 @@ func (p *program) routes(rings *Rings) http.Handler {
 	handle("POST /auth/passkeys/options", proof(factor.handleAddOptions))
 	handle("POST /auth/passkeys", proof(factor.handleAddPasskey))
 	handle("DELETE /auth/passkeys/{id}", proof(factor.handleRemovePasskey))
-	handle("GET /auth/invites/{token}", public(account.handleInvite))
-	handle("POST /auth/invites/{token}", public(account.handleAcceptInvite))
-	handle("GET /auth/verify", public(gateway.handleVerify))
-	handle("GET /auth/continue", public(gateway.handleContinue))
+	handle("GET /auth/invites/{token}", anybody(account.handleInvite))
+	handle("POST /auth/invites/{token}", anybody(account.handleAcceptInvite))
+	handle("GET /auth/verify", anybody(gateway.handleVerify))
+	handle("GET /auth/continue", anybody(gateway.handleContinue))
 	mux.Handle("GET /healthz", handleHealth(auth))
 
 	handle("GET /auth/login", web.handleLoginPage(gateway, account.accounts))

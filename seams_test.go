@@ -45,7 +45,7 @@ func TestNobodyLocksTheOwnerOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		throttle := newThrottle(1)
 		try := func(addr string, result outcome) time.Duration {
-			limits := throttle.login("frodo", addr)
+			limits := throttle.loginLimits("frodo", addr)
 			wait, _ := throttle.begin(limits)
 			if wait == 0 {
 				throttle.end(limits, result)
@@ -56,7 +56,7 @@ func TestNobodyLocksTheOwnerOut(t *testing.T) {
 		entered := 0
 		for n := range 24 * 60 * 60 * 2 {
 			time.Sleep(500 * time.Millisecond)
-			try(fmt.Sprintf("203.0.113.%d", n%40), wrong)
+			try(fmt.Sprintf("203.0.113.%d", n%40), tryWrong)
 			now := time.Now()
 			if since.IsZero() && n%600 == 0 { // every five minutes they come anew
 				since, next = now, now
@@ -64,7 +64,7 @@ func TestNobodyLocksTheOwnerOut(t *testing.T) {
 			if since.IsZero() || now.Before(next) {
 				continue
 			}
-			wait := try(fmt.Sprintf("2001:db8:%x::1", entered), right) // where they never were before
+			wait := try(fmt.Sprintf("2001:db8:%x::1", entered), tryRight) // where they never were before
 			if next = now.Add(wait); wait == 0 {
 				entered++
 				since = time.Time{}

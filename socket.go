@@ -100,7 +100,7 @@ func (o *Operator) serveCommands(l net.Listener) {
 
 func (o *Operator) serveCommand(conn net.Conn) {
 	answer := json.NewEncoder(conn)
-	var r request
+	var r commandCall
 	conn.SetReadDeadline(time.Now().Add(patience))
 	if answer.Encode(message{}) != nil || json.NewDecoder(conn).Decode(&r) != nil {
 		return
@@ -124,7 +124,7 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-func (o *Operator) run(r request, out io.Writer) (err error) {
+func (o *Operator) run(r commandCall, out io.Writer) (err error) {
 	found, more, ok := findCommand(strings.Fields(r.Command))
 	if !ok || len(more) > 0 || !found.takes(r.Args) {
 		return errInput("The server does not know this command: it has another version")
@@ -138,7 +138,7 @@ var (
 )
 
 // ask has a server do the request. It is errNoServer where none has begun.
-func ask(ctx context.Context, path string, r request, out io.Writer) error {
+func ask(ctx context.Context, path string, r commandCall, out io.Writer) error {
 	conn, err := net.Dial("unix", path)
 	if errors.Is(err, syscall.EINVAL) {
 		return fmt.Errorf("%w: %w", errNoServer, errSocketPath)
@@ -178,7 +178,7 @@ func ask(ctx context.Context, path string, r request, out io.Writer) error {
 }
 
 // perform does the request with the database, or has the server do it.
-func perform(ctx context.Context, c config, r request, out io.Writer) error {
+func perform(ctx context.Context, c config, r commandCall, out io.Writer) error {
 	if isPostgres(c.db) { // servers do not hold it
 		return performHere(c, r, out)
 	}
@@ -197,7 +197,7 @@ func perform(ctx context.Context, c config, r request, out io.Writer) error {
 	}
 }
 
-func performHere(c config, r request, out io.Writer) error {
+func performHere(c config, r commandCall, out io.Writer) error {
 	createsDB := r.Command == "user add" || r.Command == "user import"
 	if _, err := os.Stat(c.db); errors.Is(err, fs.ErrNotExist) && !createsDB && !isPostgres(c.db) {
 		return fmt.Errorf("there is no database %s (-db names another)", c.db)

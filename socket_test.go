@@ -224,7 +224,7 @@ func TestCommandByALink(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := perform(t.Context(), config{db: "link2.db"}, request{Command: "user list"}, &out); err != nil || !strings.Contains(out.String(), "frodo") {
+	if err := perform(t.Context(), config{db: "link2.db"}, commandCall{Command: "user list"}, &out); err != nil || !strings.Contains(out.String(), "frodo") {
 		t.Error(out.String(), err)
 	}
 }
@@ -237,7 +237,7 @@ func TestCommandsMeetAStop(t *testing.T) {
 	conn, messages := greeted(t, "test.db.sock")
 	listener.Close()
 	<-listener.over
-	if err := json.NewEncoder(conn).Encode(request{Command: "user add", Args: []string{"merry"}}); err != nil {
+	if err := json.NewEncoder(conn).Encode(commandCall{Command: "user add", Args: []string{"merry"}}); err != nil {
 		t.Fatal(err)
 	}
 	var output, last message
@@ -257,7 +257,7 @@ func TestCommandsMeetAStop(t *testing.T) {
 	}
 	queued := false
 	ctx := askedContext{t.Context(), func() { queued = true; l.Close() }}
-	if err := perform(ctx, config{db: "test.db", bcryptCost: 10}, request{Command: "user add", Args: []string{"pippin"}}, io.Discard); err != nil || !queued {
+	if err := perform(ctx, config{db: "test.db", bcryptCost: 10}, commandCall{Command: "user add", Args: []string{"pippin"}}, io.Discard); err != nil || !queued {
 		t.Errorf("%v, in the queue: %t", err, queued)
 	}
 	if _, err := openAccountServer(t, "test.db").store.user("pippin"); err != nil {
@@ -303,7 +303,7 @@ func TestHalfRequests(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	if err := perform(t.Context(), config{db: "test.db"}, request{Command: "user list"}, &out); err != nil || strings.Count(out.String(), "\n") != 3 {
+	if err := perform(t.Context(), config{db: "test.db"}, commandCall{Command: "user list"}, &out); err != nil || strings.Count(out.String(), "\n") != 3 {
 		t.Error(out.String(), err)
 	}
 	stop()
@@ -352,7 +352,7 @@ func TestServerWaitsForItsCommands(t *testing.T) {
 		if ended {
 			t.Error("it has ended before its command")
 		}
-		json.NewEncoder(here).Encode(request{Command: "user unlock", Args: []string{"frodo"}})
+		json.NewEncoder(here).Encode(commandCall{Command: "user unlock", Args: []string{"frodo"}})
 		for err := error(nil); err == nil && !m.Done; {
 			err = messages.Decode(&m)
 		}
@@ -395,7 +395,7 @@ func TestLargeOutput(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.serveCommands()
-	for _, r := range []request{{Command: "user list"}, {Command: "user list", JSON: true}} {
+	for _, r := range []commandCall{{Command: "user list"}, {Command: "user list", JSON: true}} {
 		var here, there bytes.Buffer
 		err := errors.Join(s.operator.run(r, &here), perform(t.Context(), config{db: "test.db"}, r, &there))
 		if err != nil || there.Len() < 2*64<<10 || !bytes.Equal(here.Bytes(), there.Bytes()) {
@@ -413,7 +413,7 @@ func TestClientThatGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.log.Reset()
-	for _, r := range []request{
+	for _, r := range []commandCall{
 		{Command: "user list"},
 		{Command: "user add", Args: []string{"merry"}},
 		{Command: "user import", Args: []string{"FILE"}, Input: []byte(manyUsers("late", 1000))},
@@ -425,15 +425,15 @@ func TestClientThatGoes(t *testing.T) {
 		conn.Close()
 	}
 	stalled, _ := greeted(t, "test.db.sock") // and one that does not read
-	if err := json.NewEncoder(stalled).Encode(request{Command: "user list"}); err != nil {
+	if err := json.NewEncoder(stalled).Encode(commandCall{Command: "user list"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := perform(t.Context(), config{db: "test.db"}, request{Command: "user add", Args: []string{"pippin"}}, io.Discard); err != nil {
+	if err := perform(t.Context(), config{db: "test.db"}, commandCall{Command: "user add", Args: []string{"pippin"}}, io.Discard); err != nil {
 		t.Error(err)
 	}
 	// A command whose own output fails says that.
 	full := errors.New("no space left on device")
-	err := perform(t.Context(), config{db: "test.db"}, request{Command: "user list"}, writerFunc(func([]byte) (int, error) { return 0, full }))
+	err := perform(t.Context(), config{db: "test.db"}, commandCall{Command: "user list"}, writerFunc(func([]byte) (int, error) { return 0, full }))
 	if !errors.Is(err, full) {
 		t.Errorf("got %v", err)
 	}
@@ -474,7 +474,7 @@ func fakeServer(t *testing.T, serve func(conn net.Conn)) (db string) {
 func takes(conn net.Conn) (responses *json.Encoder) {
 	responses = json.NewEncoder(conn)
 	responses.Encode(message{})
-	json.NewDecoder(conn).Decode(&request{})
+	json.NewDecoder(conn).Decode(&commandCall{})
 	return responses
 }
 

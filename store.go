@@ -257,14 +257,14 @@ func (b *BoltStore) sessions(user string, now time.Time) (live []Session, err er
 			if err == nil && s.live(now) {
 				live = append(live, s)
 			}
-			return present(err)
+			return unlessAbsent(err)
 		})
 	})
 	return live, err
 }
 
-// present is err unless that says that something is not there.
-func present(err error) error {
+// unlessAbsent is err unless that says that something is not there.
+func unlessAbsent(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

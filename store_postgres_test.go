@@ -679,7 +679,7 @@ func TestPostgresCommitUnknown(t *testing.T) {
 
 			u.isLive("the session", s.Key, u.now, test.arrives)
 			_, err := u.user("pippin")
-			if u.is("the user", present(err), nil); (err == nil) != test.arrives {
+			if u.is("the user", unlessAbsent(err), nil); (err == nil) != test.arrives {
 				t.Errorf("the user: %v", err)
 			}
 			first, last := 1, 20

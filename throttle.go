@@ -31,8 +31,8 @@ const (
 	forgiven    = 15 * time.Minute // after so long one wrong try less is counted
 	maxCounts   = 100_000
 
-	maxQueue = 64               // who wait for a bcrypt
-	maxTurn  = 20 * time.Second // and for how long, with the bcrypt less than a server's WriteTimeout
+	maxQueue     = 64               // who wait for a bcrypt
+	maxQueueWait = 20 * time.Second // and for how long, with the bcrypt less than a server's WriteTimeout
 )
 
 // throttle counts tries; see newThrottle.
@@ -68,8 +68,8 @@ type limit struct {
 	longest time.Duration // wait
 }
 
-// own is which of the limits of login is the user's own.
-const own = 2
+// userLimitAt is which of the limits of login is the user's userLimitAt.
+const userLimitAt = 2
 
 // newThrottle lets so many bcrypts run at once.
 func newThrottle(parallel int) *throttle {
@@ -78,21 +78,21 @@ func newThrottle(parallel int) *throttle {
 		running: make(chan struct{}, parallel), queue: make(chan struct{}, parallel+maxQueue)}
 }
 
-// login returns what limits the tries to log in.
-func (t *throttle) login(user, addr string) []limit {
+// loginLimits returns what limits the tries to log in.
+func (t *throttle) loginLimits(user, addr string) []limit {
 	u, a := maphash.String(t.seed, "user "+user), maphash.String(t.seed, "addr "+network(addr))
 	return []limit{{countKey{u, a}, pairLimit, longestWait}, {countKey{0, a}, addrLimit, longestWait}, {countKey{u, 0}, userLimit, ownWait}}
 }
 
-// session returns what limits the tries of a user who is logged in already: to
+// sessionLimits returns what limits the tries of a user who is logged in already: to
 // change the password, and to confirm who it is (account.go).
-func (t *throttle) session(k Key) []limit {
+func (t *throttle) sessionLimits(k Key) []limit {
 	return []limit{{countKey{maphash.Bytes(t.seed, k[:]), 1}, pairLimit, longestWait}}
 }
 
-// codes returns what limits the tries of a user's second factor. A right
+// codeLimits returns what limits the tries of a user's second factor. A right
 // password does not reset this count, only a right code does.
-func (t *throttle) codes(user string) []limit {
+func (t *throttle) codeLimits(user string) []limit {
 	return []limit{{countKey{maphash.String(t.seed, "user "+user), 2}, codeLimit, longestWait}}
 }
 
@@ -119,12 +119,12 @@ func (t *throttle) begin(limits []limit) (wait time.Duration, by int) {
 	pair := t.counts[limits[0].key]
 	for i, l := range limits {
 		c := t.counts[l.key]
-		if c == nil || i == own && pair != nil && pair.known {
+		if c == nil || i == userLimitAt && pair != nil && pair.known {
 			continue
 		}
 		c.forgive(now)
 		more := min(l.longest, c.until.Sub(now)) // the clock may have been put back
-		if i == own {
+		if i == userLimitAt {
 			more = max(more, c.waitForTurn(limits[0].key.addr, pair, now))
 		}
 		if c.inFlight > 0 && c.wrong+c.inFlight >= l.max { // too many, if those in flight are wrong
@@ -172,9 +172,9 @@ func (c *count) waitForTurn(addr uint64, pair *count, now time.Time) time.Durati
 type outcome int
 
 const (
-	unused outcome = iota // no password was compared
-	wrong
-	right
+	tryUnused outcome = iota // no password was compared
+	tryWrong
+	tryRight
 )
 
 // end is for a try that begin has counted.
@@ -188,11 +188,11 @@ func (t *throttle) end(limits []limit, o outcome) {
 			continue
 		}
 		c.inFlight = max(0, c.inFlight-1)
-		if i == own && c.turn == limits[0].key.addr {
+		if i == userLimitAt && c.turn == limits[0].key.addr {
 			c.turn = 0
 		}
 		switch {
-		case o == wrong:
+		case o == tryWrong:
 			c.forgive(now)
 			if c.wrong == 0 || c.wrong >= l.max { // past the limit only quiet is forgiven
 				c.changed = now
@@ -202,8 +202,8 @@ func (t *throttle) end(limits []limit, o outcome) {
 			if over := c.wrong - l.max; over >= 0 {
 				c.until = now.Add(min(l.longest, firstWait<<min(over, 20)))
 			}
-		case o == right && i == 0:
-			c.wrong, c.known = 0, len(limits) > own
+		case o == tryRight && i == 0:
+			c.wrong, c.known = 0, len(limits) > userLimitAt
 		}
 		if c.wrong == 0 && c.inFlight == 0 && !c.known {
 			delete(t.counts, l.key)
@@ -243,7 +243,7 @@ func (t *throttle) makeRoom() {
 
 // clear forgets what counts against a user.
 func (t *throttle) clear(user string) {
-	u := t.login(user, "")[own].key.user
+	u := t.loginLimits(user, "")[userLimitAt].key.user
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for k := range t.counts {
@@ -263,7 +263,7 @@ func (t *throttle) hash(ctx context.Context, fn func()) error {
 	default:
 		return busy
 	}
-	ctx, cancel := context.WithTimeout(ctx, maxTurn)
+	ctx, cancel := context.WithTimeout(ctx, maxQueueWait)
 	defer cancel()
 	select {
 	case t.running <- struct{}{}:

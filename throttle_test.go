@@ -283,8 +283,8 @@ func TestTryThatComparedNothingIsNotCounted(t *testing.T) {
 		for range 3 * pairLimit {
 			start := time.Now()
 			s.expect(t, "frodo", "wrong", here, 503, 2*time.Second)
-			if took := time.Since(start); took != maxTurn {
-				t.Errorf("refused after %v, want %v", took, maxTurn)
+			if took := time.Since(start); took != maxQueueWait {
+				t.Errorf("refused after %v, want %v", took, maxQueueWait)
 			}
 		}
 		for range cap(s.throttle.queue) {
@@ -345,9 +345,9 @@ func TestInventedNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		throttle := newThrottle(1)
 		fail := func(user, addr string) (wait time.Duration) {
-			limits := throttle.login(user, addr)
+			limits := throttle.loginLimits(user, addr)
 			if wait, _ = throttle.begin(limits); wait == 0 {
-				throttle.end(limits, wrong)
+				throttle.end(limits, tryWrong)
 			}
 			return wait
 		}
@@ -357,9 +357,9 @@ func TestInventedNames(t *testing.T) {
 		for i := range userLimit {
 			fail("sam", netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}).String())
 		}
-		known := throttle.login("frodo", there)
+		known := throttle.loginLimits("frodo", there)
 		throttle.begin(known)
-		throttle.end(known, right)
+		throttle.end(known, tryRight)
 		for i := range 100_000 {
 			addr := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, byte(i >> 16), byte(i >> 8), byte(i)}).String()
 			if wait := fail("invented"+strconv.Itoa(i), addr); wait != 0 {
@@ -432,8 +432,8 @@ func FuzzThrottleKey(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, user, addr, otherUser, otherAddr string) {
 		throttle := newThrottle(1)
-		one, other := throttle.login(user, addr), throttle.login(otherUser, otherAddr)
-		if again := throttle.login(user, addr); !slices.Equal(one, again) {
+		one, other := throttle.loginLimits(user, addr), throttle.loginLimits(otherUser, otherAddr)
+		if again := throttle.loginLimits(user, addr); !slices.Equal(one, again) {
 			t.Fatalf("%v, then %v", one, again)
 		}
 		sameUser, sameAddr := user == otherUser, network(addr) == network(otherAddr)
@@ -511,7 +511,7 @@ func TestBcryptsThatRunAtOnce(t *testing.T) {
 
 func TestClockPutBackLocksNobodyOut(t *testing.T) {
 	throttle := newThrottle(1)
-	limits := throttle.login("frodo", here)
+	limits := throttle.loginLimits("frodo", here)
 	throttle.counts[limits[0].key] = &count{wrong: pairLimit, until: time.Now().Add(365 * 24 * time.Hour).Round(0), changed: time.Now()}
 	if wait, _ := throttle.begin(limits); wait != longestWait {
 		t.Errorf("wait %v, want %v", wait, longestWait)

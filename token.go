@@ -81,7 +81,7 @@ func (b *BoltStore) tokens(user string) (all []Token, err error) {
 			if err == nil {
 				all = append(all, t)
 			}
-			return present(err)
+			return unlessAbsent(err)
 		})
 	})
 	return all, err
