@@ -248,6 +248,45 @@ func TestBackupHoldsWhatIsLive(t *testing.T) {
 	second.enter("frodo", testPassword)
 }
 
+// A bucket of any size is copied whole, with its sequence, and an empty one too.
+func TestCompactCopiesAll(t *testing.T) {
+	from, path := tempStore(t).db, filepath.Join(t.TempDir(), "copy.db")
+	noErr(t, from.Update(func(tx *bolt.Tx) error {
+		for _, n := range []int{0, 1, 10_000, 10_001, 20_001} {
+			b, err := tx.CreateBucket([]byte(fmt.Sprint("of ", n)))
+			if err != nil {
+				return err
+			}
+			for i := range n {
+				if err := b.Put([]byte(fmt.Sprint(i)), []byte(fmt.Sprint("value ", i))); err != nil {
+					return err
+				}
+			}
+			if err := b.SetSequence(uint64(n)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	noErr(t, compact(from, path))
+	to, err := bolt.Open(path, 0o600, &bolt.Options{ReadOnly: true})
+	noErr(t, err)
+	defer to.Close()
+	all := func(db *bolt.DB) string {
+		var text strings.Builder
+		noErr(t, db.View(func(tx *bolt.Tx) error {
+			return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
+				fmt.Fprintf(&text, "%s %d\n", name, b.Sequence())
+				return b.ForEach(func(k, v []byte) error { fmt.Fprintf(&text, "%q %q\n", k, v); return nil })
+			})
+		}))
+		return text.String()
+	}
+	if got, want := all(to), all(from); got != want {
+		t.Errorf("the copy has %d bytes, not the same %d", len(got), len(want))
+	}
+}
+
 // What was done before a backup began is in the copy, nothing is in it by
 // half, and who reads it slowly holds nothing up.
 func TestBackupUnderLoad(t *testing.T) {
