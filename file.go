@@ -199,7 +199,8 @@ func openBolt(path string, readOnly bool) (db *bolt.DB, file os.FileInfo, err er
 		db.AllocSize = 0 // grow by what is needed, so that a file without its end is known from a whole one
 	case errors.Is(err, bolterrors.ErrTimeout):
 		err = fmt.Errorf("%s %w", path, errInUse)
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch):
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch),
+		!errors.As(err, &system) && string(magic) != "\xed\xda\x0c\xed":
 		err = fmt.Errorf("%s is not a ringward database", path)
 	case errors.As(err, &system):
 	case string(magic) != "\xed\xda\x0c\xed":
