@@ -55,11 +55,8 @@ func (g *Gateway) setTools(tools Tools) {
 // says under these names is dropped, so that they can be believed from here on.
 func (g *Gateway) arrive(r *http.Request) {
 	const addrs, host = "X-Forwarded-For", "X-Forwarded-Host"
-	peer, ok := netip.Addr{}, false
-	if len(g.trusted) > 0 {
-		peer, ok = parseAddr(r.RemoteAddr)
-		ok = ok && g.trusts(peer)
-	}
+	peer, ok := parseAddr(r.RemoteAddr)
+	ok = ok && g.trusts(peer)
 	for _, name := range []string{host, "X-Forwarded-Proto", "X-Forwarded-Uri", "X-Forwarded-Method"} {
 		if lines := r.Header[name]; lines != nil && !ok {
 			delete(r.Header, name)
@@ -190,14 +187,9 @@ func (g *Gateway) handleVerify(w http.ResponseWriter, r *http.Request) {
 	}
 	g.tell(w.Header(), l) // also of nobody: Caddy would put words of its own where there is no header
 	if r.Header["X-Forwarded-Method"] != nil {
-		h := http.Header{"Cookie": r.Header["Cookie"], "Authorization": r.Header["Authorization"]}
+		h := http.Header{"Cookie": {strings.Join(r.Header["Cookie"], "; ")}, "Authorization": r.Header["Authorization"]}
 		g.dropCredentials(h)
-		if h["Cookie"] != nil {
-			w.Header().Set("Cookie", strings.Join(h["Cookie"], "; "))
-		}
-		if h["Authorization"] != nil {
-			w.Header()["Authorization"] = h["Authorization"]
-		}
+		maps.Copy(w.Header(), h)
 	} else {
 		g.untrusted.Do(func() {
 			g.auth.Log.WarnContext(r.Context(), "asked by what is not in -trusted-proxies: a tool behind it gets no cookies", "addr", clientAddr(r))
@@ -336,7 +328,7 @@ func (g *Gateway) proxyOver(tool *Tool, dial func(ctx context.Context, network, 
 		s.start()
 		defer s.stop()
 		out := r.WithContext(ctx)
-		body := &upload{ReadCloser: r.Body, stream: s}
+		body := &upload{watchedBody: watchedBody{r.Body, s}}
 		out.Body = body
 
 		own := maps.Clone(w.Header())

@@ -100,10 +100,11 @@ func (s *stream) limit(t time.Time) {
 
 // watch notes what comes from the tool, and on a WebSocket what goes to it.
 func (s *stream) watch(body io.ReadCloser) io.ReadCloser {
-	if both, ok := body.(io.ReadWriteCloser); ok {
-		return watchedConn{both, s}
+	watched := watchedBody{body, s}
+	if conn, ok := body.(io.Writer); ok {
+		return watchedConn{watched, conn}
 	}
-	return watchedBody{body, s}
+	return watched
 }
 
 type watchedBody struct {
@@ -118,24 +119,18 @@ func (b watchedBody) Read(p []byte) (int, error) {
 }
 
 type watchedConn struct {
-	io.ReadWriteCloser
-	stream *stream
-}
-
-func (c watchedConn) Read(p []byte) (int, error) {
-	n, err := c.ReadWriteCloser.Read(p)
-	c.stream.used.Store(true)
-	return n, err
+	watchedBody
+	conn io.Writer
 }
 
 func (c watchedConn) Write(p []byte) (int, error) {
 	c.stream.used.Store(true)
-	return c.ReadWriteCloser.Write(p)
+	return c.conn.Write(p)
 }
 
 // CloseWrite passes on that one end has nothing more to say.
 func (c watchedConn) CloseWrite() error {
-	if half, ok := c.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
+	if half, ok := c.conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return errors.ErrUnsupported
@@ -143,14 +138,12 @@ func (c watchedConn) CloseWrite() error {
 
 // upload is the client's body. It remembers what ended it early.
 type upload struct {
-	io.ReadCloser
-	stream *stream
-	err    atomic.Pointer[error]
+	watchedBody
+	err atomic.Pointer[error]
 }
 
 func (u *upload) Read(b []byte) (int, error) {
-	n, err := u.ReadCloser.Read(b)
-	u.stream.used.Store(true)
+	n, err := u.watchedBody.Read(b)
 	if err != nil && err != io.EOF {
 		u.err.Store(&err)
 	}
