@@ -13,8 +13,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -168,62 +166,6 @@ func (b *BoltStore) findSession(handle string, now time.Time) (s Session, err er
 		return err
 	})
 	return s, err
-}
-
-// backup makes the copy in a file first: whoever reads it slowly would hold a
-// transaction open, and with it every page that is freed meanwhile. Only what
-// is live is copied: pages that were freed hold what was removed.
-func (b *BoltStore) backup(to io.Writer) error {
-	temp, err := os.CreateTemp(filepath.Dir(b.path), filepath.Base(b.path)+".backup-*")
-	if err != nil {
-		return err
-	}
-	defer temp.Close()
-	err = compact(b.db, temp.Name())
-	os.Remove(temp.Name())
-	if err == nil {
-		_, err = io.Copy(to, temp)
-	}
-	return err
-}
-
-// compact copies what is live into a file that is there and empty. bolt.Compact
-// is not for a database that is written to: it writes its last values after the
-// transaction that they are in has ended, when their pages may hold others.
-func compact(from *bolt.DB, path string) error {
-	to, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
-	if err != nil {
-		return err
-	}
-	to.AllocSize = 0 // as in openBolt
-	err = guard(func() error {
-		return from.View(func(tx *bolt.Tx) error {
-			return tx.ForEach(func(name []byte, b *bolt.Bucket) error { return copyBucket(to, name, b) })
-		})
-	})
-	return errors.Join(err, to.Close())
-}
-
-// copyBucket needs no more memory for a large bucket than for a small one.
-func copyBucket(to *bolt.DB, name []byte, from *bolt.Bucket) error {
-	c := from.Cursor()
-	for k, v := c.First(); ; {
-		err := to.Update(func(tx *bolt.Tx) error {
-			b, err := tx.CreateBucketIfNotExists(name)
-			if err != nil {
-				return err
-			}
-			b.FillPercent = 1 // keys come in order
-			for n := 0; n < 10_000 && k != nil && err == nil; n++ {
-				err = b.Put(k, v)
-				k, v = c.Next()
-			}
-			return errors.Join(err, b.SetSequence(from.Sequence()))
-		})
-		if err != nil || k == nil {
-			return err
-		}
-	}
 }
 
 // Operator does what commands ask for.
@@ -551,12 +493,4 @@ func stamp(t *time.Time) string {
 		return "never"
 	}
 	return t.UTC().Format(time.RFC3339)
-}
-
-func (o *Operator) backup(r commandCall, out io.Writer) error {
-	if err := o.store.backup(out); err != nil {
-		return err
-	}
-	o.Log.Info("backup made", "by", "operator")
-	return o.doing("backup made", "").nothing()
 }

@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -269,33 +268,6 @@ func healthcheck(c config) error {
 		err = errors.New(w.Status)
 	}
 	return err
-}
-
-// saveBackup gives the copy its name when it is whole.
-func saveBackup(ctx context.Context, c config, r commandCall, stdout io.Writer) error {
-	if isPostgres(c.db) { // whether or not it can be reached
-		return errors.New("a PostgreSQL database is backed up with pg_dump")
-	}
-	path := r.Args[0]
-	if _, err := os.Lstat(path); err == nil {
-		return fmt.Errorf("%s is there already", path)
-	}
-	temp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(temp.Name())
-	err = temp.Chmod(0o600) // whatever the umask took away
-	if err == nil {
-		err = perform(ctx, c, r, temp)
-	}
-	if err := errors.Join(err, temp.Sync(), temp.Close()); err != nil {
-		return err
-	}
-	if err := publish(temp.Name(), path); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return say(stdout, "backup made", path)
 }
 
 // migrate copies a bbolt file into a PostgreSQL database. That one's URL has a
