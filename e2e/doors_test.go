@@ -37,7 +37,6 @@ type guarded struct {
 	tool   *httptest.Server
 	got    atomic.Pointer[toolGot]
 	people map[string]string // what stands in braces in testdata/doors.txt
-	flags  []string
 }
 
 func startGuarded(t *testing.T) *guarded {

@@ -70,7 +70,7 @@ func TestScreenshotsFactor(t *testing.T) {
 			d.fill("Your password", password)
 			d.press("Confirm")
 		} else {
-			if _, err := chromedp.Call(d.ctx, webauthn.ClearCredentials, webauthn.ClearCredentialsParams{AuthenticatorID: virtual.AuthenticatorID}); err != nil {
+			if _, err := chromedp.Call(d.ctx, webauthn.ClearCredentials, webauthn.ClearCredentialsParams(virtual)); err != nil {
 				t.Fatal(err)
 			}
 			d.press("Add a passkey")
@@ -82,7 +82,7 @@ func TestScreenshotsFactor(t *testing.T) {
 	d.press("Set up another app")
 	d.until(`document.querySelector('.qr path')`)
 	shots("account-another-app")
-	if _, err := chromedp.Call(d.ctx, webauthn.RemoveVirtualAuthenticator, webauthn.RemoveVirtualAuthenticatorParams{AuthenticatorID: virtual.AuthenticatorID}); err != nil {
+	if _, err := chromedp.Call(d.ctx, webauthn.RemoveVirtualAuthenticator, webauthn.RemoveVirtualAuthenticatorParams(virtual)); err != nil {
 		t.Fatal(err)
 	}
 	d.press("Log out")
