@@ -386,7 +386,7 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest, upstream *url.URL) {
 	out.Trailer = nil // may hold what headers may not
 	user := cgiName(g.userHeader)
 	for name := range out.Header {
-		if isIdentityHeader(name) || cgiName(name) == user {
+		if plain := cgiName(name); isIdentityHeader(plain) || plain == user {
 			delete(out.Header, name)
 		}
 	}
