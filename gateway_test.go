@@ -568,8 +568,7 @@ func TestResponsesPassAsTheyAre(t *testing.T) {
 			if response.StatusCode != http.StatusTeapot || string(body) != "short and stout" {
 				t.Errorf("%s: got %s %q", path, response.Status, body)
 			}
-			for _, own := range ownHeaders {
-				name := own.name
+			for name := range ownHeaders {
 				if name == "Cache-Control" {
 					continue
 				}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -54,18 +55,15 @@ func seenUser(r *http.Request, name string) {
 }
 
 // ownHeaders are on every response of our own; a tool behind us sets its own.
-var ownHeaders = []struct {
-	name  string
-	value []string
-}{
-	{"Cache-Control", []string{"no-store"}},
-	{"Content-Security-Policy", []string{"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
-		"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"}},
-	{"Cross-Origin-Opener-Policy", []string{"same-origin"}},
-	{"Cross-Origin-Resource-Policy", []string{"same-origin"}},
-	{"Referrer-Policy", []string{"same-origin"}},
-	{"X-Content-Type-Options", []string{"nosniff"}},
-	{"X-Frame-Options", []string{"DENY"}}, // frame-ancestors for browsers older than that
+var ownHeaders = http.Header{
+	"Cache-Control": {"no-store"},
+	"Content-Security-Policy": {"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+		"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"},
+	"Cross-Origin-Opener-Policy":   {"same-origin"},
+	"Cross-Origin-Resource-Policy": {"same-origin"},
+	"Referrer-Policy":              {"same-origin"},
+	"X-Content-Type-Options":       {"nosniff"},
+	"X-Frame-Options":              {"DENY"}, // frame-ancestors for browsers older than that
 }
 
 func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -114,9 +112,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *Protect) setHeaders(h http.Header) {
-	for _, own := range ownHeaders {
-		h[own.name] = own.value
-	}
+	maps.Copy(h, ownHeaders)
 	if p.hsts > 0 {
 		h.Set("Strict-Transport-Security", "max-age="+strconv.Itoa(p.hsts))
 	}
