@@ -1,6 +1,6 @@
-// gateway.go: ringward in front of other tools. What nginx, Caddy and Traefik
-// ask of us, the reverse proxy, whose forwarded headers to believe, and where
-// next may lead.
+// gateway.go: ringward in front of other tools: the decision about a request for
+// one, what nginx, Caddy, HAProxy and Traefik ask of us, the reverse proxy, whose
+// forwarded headers to believe, and where a login may lead.
 //
 // Rules of this file: who somebody is, Auth decides; a forwarded header counts
 // only from a trusted proxy; what a client sends never reaches a tool as an
@@ -131,10 +131,70 @@ func (g *Gateway) scheme(r *http.Request) string {
 	return "http"
 }
 
-// judgesHost says whether a request is for handleVerify, which with a tools file
+// isVerify says whether a request is for handleVerify, which with a tools file
 // decides on every host.
-func (g *Gateway) judgesHost(r *http.Request) bool {
+func (g *Gateway) isVerify(r *http.Request) bool {
 	return r.URL.Path == g.prefix+"/verify" && (*g.tools.Load())[""] == nil
+}
+
+// decide is what a request for a tool comes to, whether we pass it on or a
+// gateway asks: whose it is, nobody's where the tool is open to all, or an
+// error: fs.ErrNotExist where somebody has to log in, or a refusal.
+func (g *Gateway) decide(r *http.Request, tool *Tool, now time.Time) (Login, error) {
+	if tool.opens(r) {
+		return Login{}, nil
+	}
+	if err := g.auth.sameSite(r); err != nil {
+		return Login{}, err
+	}
+	var l Login
+	var err error
+	if name, token, ok := basicLogin(r.Header); tool.basic && ok && tokenIn(r.Header) == "" {
+		if l, err = g.auth.tokenLogin(token, now); err == nil && l.User.Name != name {
+			err = fs.ErrNotExist
+		}
+	} else {
+		l, err = g.auth.check(r, now)
+	}
+	if err == nil && !tool.admits(l.User) {
+		g.auth.seen(r, l.User.Name)
+		err = &refusal{http.StatusForbidden, "Not for you", "this needs a group that you are not in", 0}
+	}
+	return l, err
+}
+
+// serve passes requests for tools on, or responds.
+func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
+	tool := g.tools.Load().find(r.Host)
+	if tool == nil || tool.proxy == nil {
+		if r.URL.Path == "/" && tool == nil && (g.public == nil || g.isPublic(r.Host)) {
+			w.Header().Set("Location", g.prefix+"/account")
+			w.WriteHeader(http.StatusSeeOther)
+			return
+		}
+		respondError(w, http.StatusMisdirectedRequest, "There is no tool of that name here")
+		return
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	l, err := g.decide(r, tool, time.Now())
+	if err == nil && l.User.Name != "" {
+		err = g.auth.welcome(w, r, &l)
+	}
+	if err != nil {
+		g.refuse(w, r, tool, g.loginURL(r, r.URL.RequestURI()), err)
+		return
+	}
+	tool.proxy.ServeHTTP(w, withLogin(r, l, func() error { return g.still(r) }))
+}
+
+// still decides again, by the tools and groups as they are now.
+func (g *Gateway) still(r *http.Request) error {
+	tool := g.tools.Load().find(r.Host)
+	if tool == nil {
+		return fs.ErrNotExist
+	}
+	_, err := g.decide(r, tool, time.Now())
+	return err
 }
 
 // handleVerify is GET /auth/verify: a gateway asks whether a request may pass,
@@ -220,12 +280,12 @@ func (g *Gateway) tell(h http.Header, l Login) {
 // loginURL is the login page that leads back to what a gateway asks about.
 // Anybody may have written the uri; next judges it.
 func (g *Gateway) loginURL(r *http.Request, uri string) string {
-	base, next := "", g.next(uri)
+	base, next := "", g.target(uri)
 	if g.public != nil {
 		base = g.public.String()
 		there := strings.TrimSuffix((&url.URL{Host: r.Host}).Hostname(), ".")
 		if next[0] == '/' && !strings.EqualFold(there, g.public.Hostname()) { // the login page is on another host
-			next = g.next(g.scheme(r) + "://" + r.Host + next)
+			next = g.target(g.scheme(r) + "://" + r.Host + next)
 		}
 	}
 	return base + g.auth.LoginPage + "?next=" + url.QueryEscape(next)
@@ -254,14 +314,14 @@ func (g *Gateway) onPublicHost(next http.Handler) http.Handler {
 // handleContinue is GET /auth/continue: on to next, after a login.
 func (g *Gateway) handleContinue(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Location", g.next(r.URL.Query().Get("next")))
+	w.Header().Set("Location", g.target(r.URL.Query().Get("next")))
 	w.WriteHeader(http.StatusSeeOther)
 }
 
-// next is where a login may lead: a path of this host or, with a cookie domain,
+// target is where a login may lead: a path of this host or, with a cookie domain,
 // an https URL under it. All else is "/". Browsers drop tabs and newlines and
 // take a backslash for a slash, so these are refused rather than escaped.
-func (g *Gateway) next(raw string) string {
+func (g *Gateway) target(raw string) string {
 	path, _, _ := strings.Cut(raw, "?")
 	if strings.ContainsFunc(raw, unicode.IsControl) || strings.Contains(path, `\`) {
 		return "/"

@@ -998,13 +998,13 @@ func TestNext(t *testing.T) {
 		"https://tool.example.com\r\nSet-Cookie:": "/",
 	} {
 		g := Gateway{auth: &Auth{CookieDomain: "example.com"}}
-		if got := g.next(raw); got != want {
+		if got := g.target(raw); got != want {
 			t.Errorf("next(%q) = %q, want %q", raw, got, want)
 		}
 		if strings.HasPrefix(want, "h") {
 			want = "/"
 		}
-		if got := (&Gateway{auth: &Auth{}}).next(raw); got != want {
+		if got := (&Gateway{auth: &Auth{}}).target(raw); got != want {
 			t.Errorf("without a domain next(%q) = %q, want %q", raw, got, want)
 		}
 	}
@@ -1044,8 +1044,8 @@ func FuzzNext(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw string) {
 		for _, domain := range []string{"", "example.com"} {
 			g := Gateway{auth: &Auth{CookieDomain: domain}}
-			next := g.next(raw)
-			if again := g.next(next); again != next {
+			next := g.target(raw)
+			if again := g.target(next); again != next {
 				t.Errorf("next(%q) = %q, and next of that %q", raw, next, again)
 			}
 			if strings.ContainsFunc(next, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '\\' }) {

@@ -101,7 +101,7 @@ func (p *Protect) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	switch {
-	case !p.names(r.Host) && r.URL.EscapedPath() != "/healthz" && !p.gateway.judgesHost(r):
+	case !p.names(r.Host) && r.URL.EscapedPath() != "/healthz" && !p.gateway.isVerify(r):
 		respondError(status, http.StatusMisdirectedRequest, "This server does not go by that name",
 			"if it should, start it with -public-url and the address that browsers use")
 	case !strings.HasPrefix(r.URL.Path, "/"): // OPTIONS * and CONNECT; a ServeMux would respond in its own words

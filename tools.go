@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"encoding/base64"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -170,32 +169,6 @@ func (t *Tool) admits(u User) bool {
 	return t.groups == nil || slices.ContainsFunc(t.groups, func(group string) bool { return slices.Contains(strings.Fields(u.Groups), group) })
 }
 
-// decide is what a request for a tool comes to, whether we pass it on or a
-// gateway asks: whose it is, nobody's where the tool is open to all, or an
-// error: fs.ErrNotExist where somebody has to log in, or a refusal.
-func (g *Gateway) decide(r *http.Request, tool *Tool, now time.Time) (Login, error) {
-	if tool.opens(r) {
-		return Login{}, nil
-	}
-	if err := g.auth.sameSite(r); err != nil {
-		return Login{}, err
-	}
-	var l Login
-	var err error
-	if name, token, ok := basicLogin(r.Header); tool.basic && ok && tokenIn(r.Header) == "" {
-		if l, err = g.auth.tokenLogin(token, now); err == nil && l.User.Name != name {
-			err = fs.ErrNotExist
-		}
-	} else {
-		l, err = g.auth.check(r, now)
-	}
-	if err == nil && !tool.admits(l.User) {
-		g.auth.seen(r, l.User.Name)
-		err = &refusal{http.StatusForbidden, "Not for you", "this needs a group that you are not in", 0}
-	}
-	return l, err
-}
-
 // basicLogin reads the one Authorization of the kind Basic.
 func basicLogin(h http.Header) (name, password string, ok bool) {
 	lines := h["Authorization"]
@@ -246,38 +219,4 @@ func (t *Tool) challenge(w http.ResponseWriter, r *http.Request) {
 	if t.basic && !browser {
 		w.Header().Set("WWW-Authenticate", `Basic realm="ringward"`)
 	}
-}
-
-// serve passes requests for tools on, or responds.
-func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
-	tool := g.tools.Load().find(r.Host)
-	if tool == nil || tool.proxy == nil {
-		if r.URL.Path == "/" && tool == nil && (g.public == nil || g.isPublic(r.Host)) {
-			w.Header().Set("Location", g.prefix+"/account")
-			w.WriteHeader(http.StatusSeeOther)
-			return
-		}
-		respondError(w, http.StatusMisdirectedRequest, "There is no tool of that name here")
-		return
-	}
-	w.Header().Set("Cache-Control", "no-store")
-	l, err := g.decide(r, tool, time.Now())
-	if err == nil && l.User.Name != "" {
-		err = g.auth.welcome(w, r, &l)
-	}
-	if err != nil {
-		g.refuse(w, r, tool, g.loginURL(r, r.URL.RequestURI()), err)
-		return
-	}
-	tool.proxy.ServeHTTP(w, withLogin(r, l, func() error { return g.still(r) }))
-}
-
-// still decides again, by the tools and groups as they are now.
-func (g *Gateway) still(r *http.Request) error {
-	tool := g.tools.Load().find(r.Host)
-	if tool == nil {
-		return fs.ErrNotExist
-	}
-	_, err := g.decide(r, tool, time.Now())
-	return err
 }
