@@ -116,7 +116,10 @@ func (f *Factor) readCeremony(r *http.Request, kind, purpose, id, clientData, au
 // verifier returns what says whether a signature is by the key, or nil for a key
 // of none of the kinds that the page asks for: ES256, EdDSA, RS256.
 func verifier(der []byte) func(signed, signature []byte) bool {
-	key, _ := x509.ParsePKIXPublicKey(der)
+	key, err := x509.ParsePKIXPublicKey(der)
+	if err != nil { // then the key may be one that is nil
+		return nil
+	}
 	switch key := key.(type) {
 	case *ecdsa.PublicKey:
 		if key.Curve == elliptic.P256() {

@@ -657,6 +657,8 @@ func FuzzPublicKey(f *testing.F) {
 		}
 		f.Add(der, []byte("signature"))
 	}
+	// No point of the curve: the standard library returns a nil key beside its error.
+	f.Add([]byte("0Y0\x13\x06\a*\x86H\xce=\x02\x01\x06\b*\x86H\xce=\x03\x01\a\x03B\x00\x04"+strings.Repeat("0", 64)), []byte("signature"))
 	f.Fuzz(func(t *testing.T, der, signature []byte) {
 		if verify := verifier(der); verify != nil && verify([]byte("what is signed"), signature) {
 			t.Errorf("%q is signed by %q", signature, der)
