@@ -68,6 +68,11 @@ func TestScreenshots(t *testing.T) {
 	d.open("/auth/account")
 	d.fill("Name", "nightly backup")
 	d.press("Make token")
+	d.focusOn(field("Your password"))
+	d.refused("403 /auth/tokens")
+	shots("account-confirm")
+	d.fill("Your password", password)
+	d.press("Confirm")
 	d.focusOn(field("New token"))
 	shots("account-token")
 	d.press("Done")
@@ -95,7 +100,7 @@ func TestScreenshots(t *testing.T) {
 	d.open("/auth/login")
 	shots("login")
 	d.refused("401 /auth/session")
-	for range 4 { // and the one wrong try above
+	for range 5 {
 		d.login("frodo", "no")
 		d.errorBeside("Password", "Username or password is wrong")
 	}
